@@ -1,0 +1,43 @@
+"""loratools inspects, converts and compares LoRA weights, and proves what it did.
+
+The verbs are imported on first use, so that `import loratools` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from loratools.operations.catalogue import architectures as architectures
+    from loratools.operations.catalogue import formats as formats
+    from loratools.operations.compare import compare as compare
+    from loratools.operations.convert import convert as convert
+    from loratools.operations.demo import demo as demo
+    from loratools.operations.inspect import inspect as inspect
+    from loratools.operations.lora import open_lora as open
+
+_VERBS = {
+    "architectures": ("loratools.operations.catalogue", "architectures"),
+    "compare": ("loratools.operations.compare", "compare"),
+    "convert": ("loratools.operations.convert", "convert"),
+    "demo": ("loratools.operations.demo", "demo"),
+    "formats": ("loratools.operations.catalogue", "formats"),
+    "inspect": ("loratools.operations.inspect", "inspect"),
+    "open": ("loratools.operations.lora", "open_lora"),
+}
+__all__ = ["__version__", *_VERBS]  # noqa: PLE0604 — the names are strings of the table above
+
+
+def __getattr__(name: str) -> Any:
+    """Import a verb when it is first asked for."""
+    if name not in _VERBS:
+        raise AttributeError(f"module 'loratools' has no attribute {name!r}")
+    module, attribute = _VERBS[name]
+    return getattr(import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,69 @@
+"""Adapter and AdapterSet: the one intermediate representation, canonical in path, row order and role."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from loratools.model import Alpha, Dialect, Scale, Target
+from loratools.tensors.lazy import LazyTensor
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where an adapter was read: the file, the stem its keys share, and the key and shape of every role (and `alpha`)."""
+
+    file: str
+    stem: str
+    keys: Mapping[str, str]
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """One target with its kind, its factors by role and its alpha.
+
+    Factors are in canonical row order (a native layout is undone on reading and done again on writing).
+    `magnitude` is always [out] and `input_magnitude` [in], however the file shaped them.
+    """
+
+    target: Target
+    kind: str
+    factors: Mapping[str, LazyTensor]
+    alpha: Alpha = Alpha()
+    origin: Origin | None = None
+
+    @property
+    def rank(self) -> int | None:
+        """The rank that alpha is divided by, or None for kinds without one."""
+        from loratools.adapters.kind import kind_of
+
+        return kind_of(self.kind).rank(self.factors)
+
+    @property
+    def scale(self) -> Scale:
+        """What the product of the factors is multiplied by, exactly."""
+        return self.alpha.scale(self.rank)
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all factors."""
+        return sum(tensor.nbytes for tensor in self.factors.values())
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterSet:
+    """A whole adapter file. `architectures` lists every id that fits, likeliest first; `extras` are recognised tensors
+    that are no adapters (by key, as found); `configs` are PEFT configurations by component."""
+
+    architectures: tuple[str, ...]
+    dialect: Dialect
+    adapters: tuple[Adapter, ...]
+    extras: Mapping[str, LazyTensor] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    configs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def by_path(self) -> dict[tuple[str, str], Adapter]:
+        """The adapter of each (component, canonical path)."""
+        return {(item.target.component, path): item for item in self.adapters for path in item.target.paths}

@@ -1,0 +1,160 @@
+"""GLoRA: Δ = scale · (W · a1 · a2 + b1 · b2), a function of the base weight.
+
+Today's layout (LyCORIS 3 on) is a1 [in, r], a2 [r, in], b1 [out, r], b2 [r, in]. The old one is Δ = W · a2 · a1 +
+b2 · b1 with a1 [r, in], a2 [in, r], b1 [r, in], b2 [out, r]; shapes tell them apart, a square layer of full rank apart.
+"""
+# ruff: noqa: ARG002 - the signatures are the protocol's; not every kind needs every argument
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+from loratools.adapters.factors import (
+    Factors,
+    Role,
+    agree,
+    at_least,
+    could_be,
+    flat,
+    load,
+    matrix,
+    needs_base,
+    not_empty,
+    refusal,
+    require,
+    same,
+    spans,
+    stack,
+    swapped,
+    whole,
+)
+from loratools.model import Scale
+from loratools.tensors.lazy import LazyTensor
+
+if TYPE_CHECKING:
+    import torch
+
+PAIRS = ("a1", "a2", "b1", "b2")
+
+
+class GLoRA:
+    """a1 a2 b1 b2, and bm [r, r, kernel…], a Tucker core between b1 and b2."""
+
+    name = "glora"
+    roles = (*(Role(name, required=True) for name in PAIRS), Role("bm"))
+    product: tuple[str, ...] = ()
+    biases: tuple[str, ...] = ()
+    constrained = False
+
+    def identify(self, present: Collection[str]) -> bool:
+        """Whether these roles could be a GLoRA's."""
+        return could_be(self.roles, present)
+
+    def kinds(self, factors: Factors) -> tuple[str, ...]:
+        """The word glora."""
+        return (self.name,)
+
+    def needs_base(self, factors: Factors) -> bool:
+        """Always: one half of the delta is a product with the base."""
+        return True
+
+    def is_old(self, factors: Factors) -> bool:
+        """Whether the shapes are those of the old layout only."""
+        a1, a2, b1, b2 = (factors[name].shape for name in PAIRS)
+        return not a1[1] == a2[0] == b1[1] == b2[0] and a1[0] == a2[1] == b1[0] == b2[1]
+
+    def rank(self, factors: Factors) -> int | None:
+        """The inner extent of b1 · b2."""
+        if any(name not in factors for name in PAIRS):
+            return None
+        return factors["b1"].shape[0] if self.is_old(factors) else factors["b2"].shape[0]
+
+    def weight_shape(self, factors: Factors) -> tuple[int | None, ...] | None:
+        """(out, in, kernel…)."""
+        output, inputs = self._sides(factors)
+        kernel = factors["bm"].shape[2:] if "bm" in factors else factors[inputs].shape[2:]
+        return factors[output].shape[0], factors[inputs].shape[1], *kernel
+
+    def check(self, factors: Factors, key: str | None = None) -> None:
+        """Raise IncompleteAdapter for a missing partner, inner ranks that fit neither layout, or rank 0."""
+        require(self.name, factors, PAIRS, key)
+        for role in PAIRS:
+            at_least(self.name, factors, role, 2, key)
+        at_least(self.name, factors, "bm", 3, key)
+        not_empty(self.name, factors, key)
+        left, right = ("a2", "a1") if self.is_old(factors) else ("a1", "a2")
+        output, inputs = self._sides(factors)
+        agree(self.name, f"inner rank of {output}", factors[inputs].shape[0], factors[output].shape[1], key)
+        agree(self.name, f"inner rank of {left}", factors[right].shape[0], factors[left].shape[1], key)
+        agree(self.name, f"inputs of {left}", factors[inputs].shape[1], factors[left].shape[0], key)
+        agree(self.name, f"inputs of {right}", factors[inputs].shape[1], factors[right].shape[1], key)
+        if "bm" in factors:
+            rank = factors[inputs].shape[0]
+            agree(self.name, "first extents of bm", (rank, rank), factors["bm"].shape[:2], key)
+
+    def delta(
+        self,
+        factors: Factors,
+        scale: Scale,
+        base: torch.Tensor | None = None,
+        *,
+        dtype: str = "float32",
+        constraint: Fraction | None = None,
+    ) -> torch.Tensor:
+        """scale · (W · a1 · a2 + b1 · b2) in the base's shape; a convolution's W meets a1 on its input axis."""
+        import torch
+
+        if base is None:
+            raise needs_base(self.name)
+        weight = base.to(getattr(torch, dtype))
+        first, second = ("a2", "a1") if self.is_old(factors) else ("a1", "a2")
+        output, inputs = self._sides(factors)
+        whole(self.name, factors[output].shape[0], (weight.shape[0],))
+        left, right = matrix(factors[output], dtype), matrix(factors[inputs], dtype)
+        if "bm" in factors:
+            right = torch.einsum("mn...,ni->mi...", load(factors["bm"], dtype), right).reshape(left.shape[1], -1)
+        moved = torch.einsum(
+            "oi...,ij,jk->ok...", weight, matrix(factors[first], dtype), matrix(factors[second], dtype)
+        )
+        return (moved + (left @ right).reshape(weight.shape)) * float(scale)
+
+    def bias_delta(
+        self, factors: Factors, scale: Scale, base: torch.Tensor | None = None, *, dtype: str = "float32"
+    ) -> torch.Tensor | None:
+        """A GLoRA has no bias."""
+        return None
+
+    def split_rows(self, factors: Factors, sizes: Sequence[int]) -> list[dict[str, LazyTensor]]:
+        """The output factor sliced, the rest shared: rows of W · a1 · a2 are rows of W times the same matrix."""
+        output = self._sides(factors)[0]
+        whole(self.name, flat(factors[output])[0], sizes)
+        return [{**factors, output: factors[output].rows(start, stop)} for start, stop in spans(sizes)]
+
+    def fuse_rows(self, parts: Sequence[Factors | None], sizes: Sequence[int]) -> dict[str, LazyTensor]:
+        """Exact only where all parts are there and share everything but the output factor."""
+        present = [part for part in parts if part is not None]
+        output = self._sides(present[0])[0]
+        shared = [role.name for role in self.roles if role.name != output]
+        if len(present) < len(parts) or not same(present, shared):
+            raise refusal(self.name, "fuse_rows", "one product with the fused base serves all parts", "use --base")
+        fused = stack(self.name, [part[output] for part in present])
+        whole(self.name, fused.shape[0], sizes)
+        return {**present[0], output: fused}
+
+    def swap_halves(self, factors: Factors) -> dict[str, LazyTensor]:
+        """The halves of the output factor's rows exchanged."""
+        output = self._sides(factors)[0]
+        return {**factors, output: swapped(self.name, factors[output])}
+
+    def transpose(self, factors: Factors) -> dict[str, LazyTensor]:
+        """Refused: Wᵀ would be multiplied from the other side."""
+        raise refusal(self.name, "transpose", "its product with the base is on the input side")
+
+    def _sides(self, factors: Factors) -> tuple[str, str]:
+        """The roles of the output factor [out, r] and of the input factor [r, in]."""
+        return ("b2", "b1") if self.is_old(factors) else ("b1", "b2")
+
+
+GLORA = GLoRA()

@@ -1,0 +1,203 @@
+"""LoRA and LoCon: Δ = scale · up · down, with a Tucker core `mid` between them where there is one; and embeddings."""
+# ruff: noqa: ARG002 - the signatures are the protocol's; not every kind needs every argument
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+from loratools.adapters import dora
+from loratools.adapters.blocks import Blocks, blocks, core, input_side, output_side
+from loratools.adapters.factors import (
+    Factors,
+    Role,
+    agree,
+    at_least,
+    could_be,
+    flat,
+    load,
+    matrix,
+    not_empty,
+    refusal,
+    require,
+    scaled_bias,
+    split_by_roles,
+    stack_or_zeros,
+    swap_by_roles,
+    transposed,
+    whole,
+)
+from loratools.model import Scale
+from loratools.tensors.lazy import LazyTensor
+
+if TYPE_CHECKING:
+    import torch
+
+NO_ROWS = "the rows of an embedding are its vocabulary"
+
+
+class LoRA:
+    """down [r, in, kernel…] · up [out, r] · mid [r, r, kernel…]; embedding_down [r, vocab] · embedding_up [dim, r]."""
+
+    name = "lora"
+    roles = (
+        Role("down", required=True),
+        Role("up", required=True, rows=True),
+        Role("mid"),
+        Role("up_bias", rows=True),
+        Role("embedding_down", required=True),
+        Role("embedding_up", required=True),
+        *dora.MAGNITUDES,
+    )
+    product = ("up", "mid", "down", "embedding_up", "embedding_down")
+    biases = ("up_bias",)
+    constrained = False
+
+    def identify(self, present: Collection[str]) -> bool:
+        """Whether these roles could be a LoRA's."""
+        return could_be(self.roles, present)
+
+    def kinds(self, factors: Factors) -> tuple[str, ...]:
+        """The word lora, and dora with a magnitude."""
+        return dora.kinds(self.name, factors)
+
+    def needs_base(self, factors: Factors) -> bool:
+        """Only with a magnitude."""
+        return dora.is_dora(factors)
+
+    def rank(self, factors: Factors) -> int | None:
+        """The inner extent r: the rows of `down`."""
+        down = factors.get("down") or factors.get("embedding_down")
+        return down.shape[0] if down and down.shape else None
+
+    def weight_shape(self, factors: Factors) -> tuple[int | None, ...] | None:
+        """(out, in, kernel…) of the weight; (vocab, dim) of an embedding."""
+        if "embedding_down" in factors:
+            return factors["embedding_down"].shape[1], factors["embedding_up"].shape[0]
+        kernel = factors["mid"].shape[2:] if "mid" in factors else factors["down"].shape[2:]
+        return factors["up"].shape[0], factors["down"].shape[1], *kernel
+
+    def check(self, factors: Factors, key: str | None = None) -> None:
+        """Raise IncompleteAdapter for a missing partner, inner ranks that differ, too few dimensions or rank 0."""
+        embedding = "embedding_down" in factors or "embedding_up" in factors
+        down, up = ("embedding_down", "embedding_up") if embedding else ("down", "up")
+        require(self.name, factors, (down, up), key)
+        at_least(self.name, factors, down, 2, key)
+        at_least(self.name, factors, up, 2, key)
+        not_empty(self.name, factors, key)
+        rank = factors[down].shape[0]
+        agree(self.name, f"inner rank of {up} {list(factors[up].shape)}", rank, factors[up].shape[1], key)
+        agree(self.name, f"kernel of {up} {list(factors[up].shape)}", 1, math.prod(factors[up].shape[2:]), key)
+        if "mid" in factors:
+            at_least(self.name, factors, "mid", 3, key)
+            agree(self.name, "first extents of mid", (rank, rank), factors["mid"].shape[:2], key)
+            agree(self.name, "kernel of down beside mid", 1, math.prod(factors[down].shape[2:]), key)
+        rows = factors[up].shape[0]
+        if "up_bias" in factors:
+            agree(self.name, "elements of up_bias", rows, factors["up_bias"].numel, key)
+        dora.check_magnitudes(self.name, factors, rows, factors[down].shape[1], key)
+
+    def low_rank(self, factors: Factors, dtype: str = "float32") -> tuple[torch.Tensor, torch.Tensor]:
+        """(left [out, r], right [r, in·kernel]) whose product is Δ at scale 1; a Tucker core is collapsed into `right`.
+
+        right = Σₙ mid[m, n, kernel] · down[n, in]: exact, no decomposition. [vocab, r] and [r, dim] for an embedding.
+        """
+        import torch
+
+        if "embedding_down" in factors:
+            return matrix(factors["embedding_down"], dtype).T, matrix(factors["embedding_up"], dtype).T
+        left, right = matrix(factors["up"], dtype), matrix(factors["down"], dtype)
+        if "mid" in factors:
+            mid = load(factors["mid"], dtype)
+            right = torch.einsum("mn...,ni->mi...", mid, right).reshape(mid.shape[0], -1)
+        return left, right
+
+    def delta(
+        self,
+        factors: Factors,
+        scale: Scale,
+        base: torch.Tensor | None = None,
+        *,
+        dtype: str = "float32",
+        constraint: Fraction | None = None,
+    ) -> torch.Tensor:
+        """scale · up · down in the weight's shape (the base's, where given); W' − W with a magnitude."""
+        left, right = self.low_rank(factors, dtype)
+        product = (left @ right) * float(scale)
+        shape = [extent or -1 for extent in self.weight_shape(factors) or ()]
+        return dora.decomposed(product.reshape(shape), base, factors)
+
+    def bias_delta(
+        self, factors: Factors, scale: Scale, base: torch.Tensor | None = None, *, dtype: str = "float32"
+    ) -> torch.Tensor | None:
+        """scale · up_bias [out] (PEFT's lora_bias), or None."""
+        return scaled_bias(factors, "up_bias", scale, dtype)
+
+    def split_rows(self, factors: Factors, sizes: Sequence[int]) -> list[dict[str, LazyTensor]]:
+        """`down` shared, `up`, its bias and the magnitude sliced: exact."""
+        if len(sizes) > 1:
+            self._has_rows("split_rows", factors)
+        whole(self.name, (self.weight_shape(factors) or (None,))[0], sizes)
+        return split_by_roles(self.roles, factors, sizes)
+
+    def blocks(self, parts: Sequence[Factors | None]) -> Blocks:
+        """The columns of `up` that each part takes when fused."""
+        return blocks(parts, ("down", "mid"))
+
+    def fuse_rows(self, parts: Sequence[Factors | None], sizes: Sequence[int]) -> dict[str, LazyTensor]:
+        """`up` block-diagonal over stacked `down`s (identical ones once); a missing part is zero rows. Equal scales."""
+        for part in parts:
+            self._has_rows("fuse_rows", part or {})
+        magnitude = dora.fused_magnitude(self.name, parts)
+        place = self.blocks(parts)
+        fused = {
+            "down": input_side(self.name, "down", parts, place),
+            "up": output_side(self.name, "up", parts, sizes, place),
+            "mid": core(self.name, "mid", parts, place),
+            "up_bias": stack_or_zeros(self.name, "up_bias", parts, sizes),
+            "magnitude": magnitude,
+        }
+        return {role: tensor for role, tensor in fused.items() if tensor is not None}
+
+    def narrow(self, factors: Factors, first: int, last: int) -> dict[str, LazyTensor]:
+        """The rank columns [first, last) only."""
+        cut = {"up": factors["up"].columns(first, last), "down": factors["down"].rows(first, last)}
+        if "mid" in factors:
+            cut["mid"] = factors["mid"].rows(first, last).columns(first, last)
+        return {**factors, **cut}
+
+    def swap_halves(self, factors: Factors) -> dict[str, LazyTensor]:
+        """The halves of the output rows exchanged; column norms do not feel it."""
+        if "embedding_down" in factors:
+            raise refusal(self.name, "swap_halves", NO_ROWS)
+        return swap_by_roles(self.roles, factors)
+
+    def transpose(self, factors: Factors) -> dict[str, LazyTensor]:
+        """The adapter of the transposed weight: up and down exchange roles, and so do the magnitudes."""
+        if "mid" in factors or "embedding_down" in factors or "up_bias" in factors:
+            raise refusal(self.name, "transpose", "only a plain pair of matrices has a transpose")
+        turned = {"down": transposed(factors["up"]), "up": transposed(factors["down"])}
+        for ours, theirs in (("magnitude", "input_magnitude"), ("input_magnitude", "magnitude")):
+            if ours in factors:
+                turned[theirs] = factors[ours]
+        return turned
+
+    def _has_rows(self, layout: str, factors: Factors) -> None:
+        if "embedding_down" in factors:
+            raise refusal(self.name, layout, NO_ROWS)
+        dora.refuse_input_axis(self.name, layout, factors)
+
+
+def collapsed(factors: Factors) -> dict[str, LazyTensor]:
+    """A Tucker LoRA as a plain one of the same rank: down [r, in, kernel…] = mid × down in float32, `up` unchanged."""
+    if "mid" not in factors:
+        return dict(factors)
+    mid, (_, columns) = factors["mid"], flat(factors["down"])
+    shape = (mid.shape[0], columns, *mid.shape[2:])
+    down = LazyTensor.computed("F32", shape, lambda: LORA.low_rank(factors)[1].reshape(shape))
+    return {**{role: tensor for role, tensor in factors.items() if role != "mid"}, "down": down}
+
+
+LORA = LoRA()

@@ -1,0 +1,79 @@
+"""Architecture, Component, Variant: a table's frame. One file each fills it in; `registry` lists them all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+
+from loratools.architectures.naming import Naming
+
+Shapes = Mapping[str, tuple[int, ...]]
+TABLES = Path(__file__).parent / "shapes"
+
+
+@dataclass(frozen=True)
+class Component:
+    """One model of the pipeline.
+
+    `namings` are its spellings, the canonical one first. `short` are the words that trainers put into flat keys for it
+    (`lora_te2_` → "te2"), the one to write first; `checkpoint` are its prefixes inside single-file checkpoints.
+    """
+
+    name: str
+    namings: tuple[Naming, ...]
+    short: tuple[str, ...]
+    checkpoint: tuple[str, ...] = ()
+
+    def naming(self, name: str) -> Naming | None:
+        """The naming of that name, or None."""
+        return next((naming for naming in self.namings if naming.name == name), None)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One size or flavour; `shapes` names the generated table of its weights."""
+
+    name: str
+    shapes: str
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Which modules exist in which component, and how each naming spells them.
+
+    `family` are ids that share every path and shape with this one; `kohya` is the naming that kohya's trainers write
+    for the denoiser; `specification` are the `modelspec.architecture` and `base_versions` the `ss_base_model_version`
+    spellings that mean this architecture.
+    """
+
+    id: str
+    title: str
+    components: tuple[Component, ...]
+    variants: tuple[Variant, ...]
+    kohya: str = "diffusers"
+    family: tuple[str, ...] = ()
+    specification: tuple[str, ...] = ()
+    base_versions: tuple[str, ...] = ()
+
+    @cached_property
+    def by_name(self) -> dict[str, Component]:
+        """The components by name."""
+        return {component.name: component for component in self.components}
+
+    @property
+    def denoiser(self) -> Component:
+        """The first component: the model that a LoRA without a prefix is about."""
+        return self.components[0]
+
+
+@cache
+def shapes(table: str) -> Mapping[str, Shapes]:
+    """component → canonical path → shape of its weight, from a generated table."""
+    import zlib  # `gzip` would import a dozen modules more
+
+    raw = (TABLES / f"{table}.json.gz").read_bytes()
+    document = json.loads(zlib.decompress(raw, wbits=zlib.MAX_WBITS | 16))
+    return {name: {path: tuple(shape) for path, shape in table.items()} for name, table in document.items()}

@@ -1,0 +1,188 @@
+"""Compile naming tables into look-ups: native path → canonical paths, and canonical path → native path.
+
+A path is looked up by its *skeleton*: split on `.` and `_`, every all-digit segment a hole. Flat, dotted and half-flat
+spellings of one path share a skeleton, so a key never needs guessing: `down_blocks_0_attentions_1_proj_in`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache, cached_property
+from itertools import product
+
+from loratools.architectures.rules import Joint, Layout, Rule
+
+Skeleton = tuple[str, ...]
+HOLE = re.compile(r"\{([a-z])<(\d+)\}")
+
+
+def _segments(path: str) -> list[str]:
+    return path.replace("_", ".").split(".")
+
+
+def _is_number(segment: str) -> bool:
+    return segment.isdecimal() and segment.isascii() and len(segment) <= 6 and (segment[0] != "0" or segment == "0")
+
+
+def skeleton(path: str) -> tuple[Skeleton, tuple[int, ...]]:
+    """The words of a path with "#" for every number, and the numbers. Empty segments count for nothing."""
+    words: list[str] = []
+    numbers: list[int] = []
+    for segment in _segments(path):
+        if _is_number(segment):
+            words.append("#")
+            numbers.append(int(segment))
+        elif segment:
+            words.append(segment if segment != "#" else "##")
+    return tuple(words), tuple(numbers)
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A parsed template: its skeleton, and for each number either its fixed value or the name and bound of a hole."""
+
+    text: str
+    words: Skeleton
+    numbers: tuple[int | tuple[str, int], ...]
+
+    @classmethod
+    @cache
+    def parse(cls, text: str) -> Template:
+        """Parse `a.{i<3}.b`; a hole must be a whole segment."""
+        words: list[str] = []
+        numbers: list[int | tuple[str, int]] = []
+        for segment in _segments(text):
+            if segment.startswith("{"):
+                hole = HOLE.fullmatch(segment)
+                if hole is None:
+                    raise ValueError(f"{text}: {segment} is no hole")
+                words.append("#")
+                numbers.append((hole[1], int(hole[2])))
+            elif _is_number(segment):
+                words.append("#")
+                numbers.append(int(segment))
+            elif segment:
+                words.append(segment)
+        return cls(text, tuple(words), tuple(numbers))
+
+    @property
+    def fixed(self) -> tuple[tuple[int, int], ...]:
+        """(position, value) of every number that is no hole."""
+        return tuple((at, number) for at, number in enumerate(self.numbers) if isinstance(number, int))
+
+    def holes(self, numbers: tuple[int, ...]) -> dict[str, int] | None:
+        """The values of the holes, or None where one is out of its bound."""
+        values: dict[str, int] = {}
+        for wanted, number in zip(self.numbers, numbers, strict=True):
+            if not isinstance(wanted, int):
+                if number >= wanted[1] or values.get(wanted[0], number) != number:
+                    return None
+                values[wanted[0]] = number
+        return values
+
+    def fill(self, values: Mapping[str, int]) -> str:
+        """The path with its holes filled."""
+        return HOLE.sub(lambda hole: str(values[hole[1]]), self.text)
+
+    def expand(self) -> Iterable[dict[str, int]]:
+        """The values of the holes of every path this template stands for."""
+        bounds = {number[0]: number[1] for number in self.numbers if not isinstance(number, int)}
+        for values in product(*(range(bound) for bound in bounds.values())):
+            yield dict(zip(bounds, values, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """One weight in one naming: its native path, the canonical paths it holds, in order, and how."""
+
+    native: str
+    paths: tuple[str, ...]
+    ratio: tuple[int, ...]
+    layout: Layout
+    joint: Joint = "."
+    weight: str = "weight"
+
+    @property
+    def weight_key(self) -> str:
+        """The native key of the weight, without the component's prefix."""
+        return f"{self.native}{self.joint}{self.weight}" if self.joint else self.native
+
+    @property
+    def bias_key(self) -> str | None:
+        """The native key that the bias would have, or None for a bare parameter."""
+        return f"{self.native}{self.joint}bias" if self.joint else None
+
+
+class _Index:
+    """skeleton → (positions of the fixed numbers, {their values: (template, row)})."""
+
+    def __init__(self, rows: Iterable[tuple[Template, Rule]]) -> None:
+        self.table: dict[Skeleton, dict[tuple[int, ...], dict[tuple[int, ...], tuple[Template, Rule]]]] = {}
+        for template, rule in rows:
+            positions = tuple(at for at, _ in template.fixed)
+            values = tuple(value for _, value in template.fixed)
+            found = self.table.setdefault(template.words, {}).setdefault(positions, {})
+            if values in found:
+                raise ValueError(f"{template.text} and {found[values][0].text} stand for the same keys")
+            found[values] = (template, rule)
+
+    def find(self, words: Skeleton, numbers: tuple[int, ...]) -> tuple[dict[str, int], Rule] | None:
+        for positions, by_values in self.table.get(words, {}).items():
+            row = by_values.get(tuple(numbers[at] for at in positions))
+            values = row[0].holes(numbers) if row else None
+            if row and values is not None:
+                return values, row[1]
+        return None
+
+
+@dataclass(frozen=True)
+class Naming:
+    """One spelling of all paths of one component: a name and its rows.
+
+    `verbatim` is for models that need no table: every canonical path is its own native one.
+    """
+
+    name: str
+    rules: tuple[Rule, ...]
+    verbatim: bool = False
+
+    @cached_property
+    def natives(self) -> _Index:
+        """The look-up by native path."""
+        return _Index((Template.parse(rule.native), rule) for rule in self.rules)
+
+    @cached_property
+    def canonicals(self) -> _Index:
+        """The look-up by canonical path."""
+        return _Index((Template.parse(part), rule) for rule in self.rules for part in rule.canonical)
+
+    def at_native(self, words: Skeleton, numbers: tuple[int, ...]) -> Placement | None:
+        """The placement of a native path, given as its skeleton."""
+        found = self.natives.find(words, numbers)
+        return _placement(*found) if found else None
+
+    def at_canonical(self, path: str) -> Placement | None:
+        """The placement of the native weight that holds a canonical path."""
+        if self.verbatim:
+            return Placement(path, (path,), (1,), "rows")
+        found = self.canonicals.find(*skeleton(path))
+        return _placement(*found) if found else None
+
+    def placements(self) -> Iterable[Placement]:
+        """Every weight of the component, in table order."""
+        for rule in self.rules:
+            for values in Template.parse(rule.native).expand():
+                yield _placement(values, rule)
+
+
+def _placement(values: Mapping[str, int], rule: Rule) -> Placement:
+    paths = tuple(Template.parse(part).fill(values) for part in rule.canonical)
+    return Placement(Template.parse(rule.native).fill(values), paths, rule.ratio, rule.layout, rule.joint, rule.weight)
+
+
+def canonical_naming(rules: Iterable[Rule], name: str) -> Naming:
+    """The naming in which every canonical path of `rules` stands for itself."""
+    parts = (part for rule in rules for part in rule.canonical)
+    return Naming(name, tuple(Rule((part,), part) for part in parts))

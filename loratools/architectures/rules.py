@@ -1,0 +1,54 @@
+"""The rows of a naming table: canonical template(s) on the left, one native template on the right, sometimes a layout.
+
+A template is a dotted path with named, bounded holes: `transformer_blocks.{i<19}.attn.to_q` stands for 19 paths.
+Rows describe; they hold no tensors. Both directions of every naming come from the one row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Layout = Literal["rows", "swap_halves", "transpose"]
+Joint = Literal[".", "_", ""]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One row. `ratio` has one share for each canonical template; `layout` is what the native weight does to the rows
+    of the canonical one; `joint` is what stands between the path and `weight` or `bias` ("." but for bare parameters:
+    "_" in `in_proj_weight`, "" where the path itself is the weight); `weight` is the native word for the weight
+    ("scale" in BFL's norms).
+    """
+
+    canonical: tuple[str, ...]
+    native: str
+    ratio: tuple[int, ...] = (1,)
+    layout: Layout = "rows"
+    joint: Joint = "."
+    weight: str = "weight"
+
+
+def rename(canonical: str, native: str, *, joint: Joint = ".", weight: str = "weight") -> Rule:
+    """The same weight under another name."""
+    return Rule((canonical,), native, joint=joint, weight=weight)
+
+
+def same(path: str, *, joint: Joint = ".") -> Rule:
+    """The same weight under the same name."""
+    return Rule((path,), path, joint=joint)
+
+
+def fuse(parts: tuple[str, ...], whole: str, *, ratio: tuple[int, ...] = (), joint: Joint = ".") -> Rule:
+    """Several canonical weights stacked by rows into one native weight; equal shares unless `ratio` says otherwise."""
+    return Rule(parts, whole, ratio or (1,) * len(parts), joint=joint)
+
+
+def swap_halves(canonical: str, native: str) -> Rule:
+    """The native weight has the two halves of its rows the other way round (adaLN's shift and scale)."""
+    return Rule((canonical,), native, layout="swap_halves")
+
+
+def transpose(canonical: str, native: str, *, joint: Joint = "") -> Rule:
+    """The native weight is the transpose of the canonical one (open_clip's text_projection)."""
+    return Rule((canonical,), native, layout="transpose", joint=joint)

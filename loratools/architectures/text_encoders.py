@@ -1,0 +1,67 @@
+"""CLIP-L, OpenCLIP-H, OpenCLIP-G and the T5 encoder: their modules and every spelling of them, shared by architectures.
+
+Canonical are the transformers names with the `text_model.` level, whatever the installed version drops.
+"""
+
+from __future__ import annotations
+
+from loratools.architectures.naming import Naming
+from loratools.architectures.rules import Rule, fuse, rename, same, transpose
+
+ROOT = "text_model."
+LAYER = ROOT + "encoder.layers.{n<%d}."
+RESBLOCK = "transformer.resblocks.{n<%d}."
+
+ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+LAYER_MODULES = (
+    # transformers           open_clip
+    ("self_attn.out_proj",   "attn.out_proj"),
+    ("mlp.fc1",              "mlp.c_fc"),
+    ("mlp.fc2",              "mlp.c_proj"),
+    ("layer_norm1",          "ln_1"),
+    ("layer_norm2",          "ln_2"),
+)  # fmt: skip
+EMBEDDINGS = ("embeddings.token_embedding", "embeddings.position_embedding", "final_layer_norm")
+TEXT_PROJECTION = "text_projection"
+
+
+def transformers_clip(layers: int, *, projection: bool = False) -> Naming:
+    """The canonical names of a CLIP text encoder; `projection` for CLIPTextModelWithProjection."""
+    paths = [ROOT + path for path in EMBEDDINGS]
+    paths += [LAYER % layers + path for path in (*ATTENTION, *(path for path, _ in LAYER_MODULES))]
+    return Naming("transformers", tuple(map(same, paths + [TEXT_PROJECTION] * projection)))
+
+
+def flat_clip(layers: int) -> Naming:
+    """CLIPTextModel since transformers 5.6: no `text_model.` level (CLIPTextModelWithProjection kept it)."""
+    rules = transformers_clip(layers).rules
+    return Naming("flat", tuple(rename(rule.native, rule.native.removeprefix(ROOT)) for rule in rules))
+
+
+def open_clip(layers: int) -> Naming:
+    """The names inside single-file checkpoints: q, k, v fused, bare parameters, `text_projection` stored [in, out]."""
+    layer, block = LAYER % layers, RESBLOCK % layers
+    rules: list[Rule] = [
+        rename(ROOT + "embeddings.token_embedding",    "token_embedding"),
+        rename(ROOT + "embeddings.position_embedding", "positional_embedding", joint=""),
+        rename(ROOT + "final_layer_norm",              "ln_final"),
+        transpose(TEXT_PROJECTION,                     TEXT_PROJECTION),
+        fuse(tuple(layer + part for part in ATTENTION), block + "attn.in_proj", joint="_"),
+    ]  # fmt: skip
+    rules += [rename(layer + ours, block + theirs) for ours, theirs in LAYER_MODULES]
+    return Naming("open_clip", tuple(rules))
+
+
+T5_LAYERS = 24
+T5_BLOCK = f"encoder.block.{{n<{T5_LAYERS}}}.layer."
+T5_MODULES = (
+    "0.SelfAttention.q", "0.SelfAttention.k", "0.SelfAttention.v", "0.SelfAttention.o", "0.layer_norm",
+    "1.DenseReluDense.wi_0", "1.DenseReluDense.wi_1", "1.DenseReluDense.wo", "1.layer_norm",
+)  # fmt: skip
+T5_ONCE = ("shared", "encoder.block.0.layer.0.SelfAttention.relative_attention_bias", "encoder.final_layer_norm")
+
+CLIP_L = (transformers_clip(12), flat_clip(12))
+# open_clip's 24th block and its projection are in SD2 checkpoints only: the 23 layers of the pipeline stop before them.
+CLIP_H = (transformers_clip(23), flat_clip(23), open_clip(24))
+CLIP_G = (transformers_clip(32, projection=True), open_clip(32))
+T5 = (Naming("transformers", tuple(map(same, (*T5_ONCE, *(T5_BLOCK + path for path in T5_MODULES))))),)

@@ -1,0 +1,65 @@
+"""`loratools compare`."""
+
+from __future__ import annotations
+
+import click
+
+from loratools.cli import options
+from loratools.cli.options import Manner, speaks
+from loratools.cli.render import Document, Page, emit
+
+
+@click.command("compare")
+@click.argument("first", metavar="A")
+@click.argument("second", metavar="B")
+@click.option(
+    "--tolerance", type=click.FloatRange(0), default=1e-5, show_default=True, help="The largest relative error allowed."
+)
+@options.architecture
+@options.unsafe_pickle
+@options.threads
+@speaks
+def command(
+    first: str,
+    second: str,
+    manner: Manner,
+    *,
+    tolerance: float,
+    arch: str | None,
+    unsafe_pickle: bool,
+    threads: int,
+) -> None:
+    """Do two adapters make the same change?
+
+    The deltas of A and B are compared module by module, from their factors, whatever format each is in. Exit code 1 if
+    a module differs by more than the tolerance or stands on one side only.
+    """
+    from loratools.operations.compare import compare
+
+    result = compare(
+        first,
+        second,
+        tolerance=tolerance,
+        arch=arch,
+        threads=threads,
+        unsafe_pickle=unsafe_pickle,
+    )
+    emit(result.to_dict(), manner, view)
+    if not result.equal:
+        click.get_current_context().exit(1)
+
+
+def view(page: Page, document: Document, manner: Manner) -> None:
+    """The verdict, and the modules that differ (with -v: all)."""
+    verdict = "the same change" if document["equal"] else "different"
+    page.line(
+        f"{verdict}: worst relative error {document['worst']:.3g}, tolerance {document['tolerance']:g}", strong=True
+    )
+    rows = [row for row in document["modules"] if manner.verbose or not row["equal"]]
+    if rows:
+        names = [name for name in rows[0] if name != "equal"]
+        page.table(names, [[_figure(row[name]) for name in names] for row in rows])
+
+
+def _figure(value: object) -> object:
+    return f"{value:.3g}" if isinstance(value, float) else value

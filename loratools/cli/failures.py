@@ -1,0 +1,142 @@
+"""Every way a command can end badly: one message, where it happened, what to do, and the exit code."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import ClassVar
+
+import click
+
+from loratools.cli.render import write
+from loratools.cli.text import visible
+from loratools.errors import InternalError, LoratoolsError, ResourceError, UsageError, nearest
+
+EXIT_CODES: tuple[tuple[int, str], ...] = (
+    (0, "done and verified"),
+    (1, "the answer is no: the inputs differ"),
+    (2, "usage: unknown option or word, missing path, output exists or is an input"),
+    (3, "input malformed, unsafe or unsupported; unknown or incomplete keys; not representable in the target"),
+    (4, "inputs do not fit: wrong role, architecture or shapes"),
+    (5, "memory, disk or permission; an input changed while it was read"),
+    (7, "NaN, infinity or overflow"),
+    (70, "a bug of loratools"),
+    (130, "interrupted (143: terminated)"),
+)
+
+
+class Interrupted(LoratoolsError):
+    """Stopped from the keyboard; no half-written output stays behind."""
+
+    code: ClassVar[str] = "interrupted"
+    exit_code: ClassVar[int] = 130
+
+
+class Terminated(Interrupted):
+    """Stopped by SIGTERM or SIGHUP; no half-written output stays behind."""
+
+    code: ClassVar[str] = "terminated"
+    exit_code: ClassVar[int] = 143
+
+
+class _Stop(BaseException):
+    """What the signal handler raises: no `except Exception` may swallow it, every `finally` cleans up behind it."""
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Within the block SIGTERM and SIGHUP unwind the stack as an exception, so that temporary files are removed."""
+    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = {number: signal.getsignal(number) for number in (getattr(signal, name) for name in names)}
+
+    def stop(number: int, _frame: object) -> None:
+        for other in former:
+            signal.signal(other, signal.SIG_IGN)
+        raise _Stop(number)
+
+    for number, handler in former.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def asked_for(option: str, arguments: Sequence[str]) -> bool:
+    """Whether `option` stands among the arguments: a failure may come before, or while, they are parsed."""
+    end = list(arguments).index("--") if "--" in arguments else len(arguments)
+    return option in arguments[:end]
+
+
+def as_our_error(error: BaseException) -> LoratoolsError:
+    """The error of ours that `error` means to a user."""
+    if isinstance(error, LoratoolsError):
+        return error
+    if isinstance(error, click.ClickException):
+        return _usage(error)
+    if isinstance(error, (KeyboardInterrupt, click.Abort)):
+        return Interrupted("interrupted", hint="nothing half-written was left behind")
+    if isinstance(error, _Stop):
+        return Terminated("terminated", hint="nothing half-written was left behind")
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error)):
+        return ResourceError("out of memory", hint="free some, or take fewer --threads")
+    if isinstance(error, OSError):
+        return ResourceError(error.strerror or str(error), path=error.filename)
+    return InternalError(
+        f"{type(error).__name__}: {error}",
+        hint="this is a bug of loratools: please report it with the command and what it prints with --debug",
+    )
+
+
+def _usage(error: click.ClickException) -> UsageError:
+    hint, message = None, error.format_message().rstrip(".")
+    if isinstance(error, click.NoSuchOption):
+        known = [name for parameter in error.ctx.command.params for name in parameter.opts] if error.ctx else []
+        hint, message = nearest(error.option_name, known), f"there is no option {error.option_name!r}"
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    if hint is None and context is not None:
+        hint = f"see {context.command_path} --help"
+    return UsageError(message, hint=hint)
+
+
+def report(error: BaseException, arguments: Sequence[str]) -> int:
+    """Print what went wrong, as text on stderr or as the error document on stdout, and return the exit code."""
+    ours = as_our_error(error)
+    if asked_for("--debug", arguments):
+        traceback.print_exception(error, file=sys.stderr)
+    if asked_for("--json", arguments):
+        print_document(ours)
+    else:
+        print_message(ours)
+    return ours.exit_code
+
+
+def print_document(error: LoratoolsError) -> None:
+    """The error as JSON on stdout."""
+    write(json.dumps(error.to_dict(), default=str) + "\n")
+
+
+def print_message(error: LoratoolsError) -> None:
+    """The error as text on stderr: what, where, what to do."""
+    lines = [f"error: {error.message}"]
+    lines += [f"  file: {error.path}"] if error.path else []
+    lines += [f"  key:  {error.key}"] if error.key else []
+    lines += [f"  hint: {error.hint}"] if error.hint else []
+    if sys.stderr is not None:
+        sys.stderr.write("".join(f"{visible_lines(line)}\n" for line in lines))
+        sys.stderr.flush()
+
+
+def visible_lines(text: str) -> str:
+    """`text` escaped line by line: our own line breaks stay, indented."""
+    return "\n        ".join(visible(line) for line in text.split("\n"))

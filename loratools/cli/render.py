@@ -1,0 +1,130 @@
+"""A result on stdout: its document as JSON, or a page of text that is a view of the same document."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import select
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from loratools.cli.options import Manner
+from loratools.cli.text import takes_colour, visible
+
+Document = Mapping[str, Any]
+# Piped tables are never folded: one row is one line, whatever the names' lengths.
+UNLIMITED = 1_000_000
+
+
+@dataclass(slots=True)
+class Page:
+    """Blocks of text in order; every word is data, none is markup."""
+
+    blocks: list[tuple[str, Any]] = field(default_factory=list)
+
+    def line(self, text: str, *, strong: bool = False) -> None:
+        """One line."""
+        self.blocks.append(("strong" if strong else "line", text))
+
+    def facts(self, pairs: Iterable[tuple[str, object]]) -> None:
+        """Names and values, aligned; pairs whose value is None or empty are left out."""
+        rows = [(name, str(value)) for name, value in pairs if value not in (None, "", [], {}, ())]
+        self.blocks.append(("facts", rows))
+
+    def table(self, headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+        """Columns under headings; headings that start with `>` are set to the right."""
+        cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
+        if cells:
+            self.blocks.append(("table", (tuple(headings), cells)))
+
+    def notes(self, heading: str, lines: Iterable[str]) -> None:
+        """Sentences under a heading, each with a dash; nothing if there are none."""
+        found = list(lines)
+        if found:
+            self.blocks.append(("strong", heading))
+            self.blocks.extend(("line", f"  - {text}") for text in found)
+
+
+def emit(document: Document, manner: Manner, view: Callable[[Page, Document, Manner], None]) -> None:
+    """Print `document`: itself with --json, else what `view` makes of it."""
+    if manner.json:
+        write(json.dumps(document, allow_nan=False) + "\n")
+    else:
+        page = Page()
+        view(page, document, manner)
+        write(typeset(page, styled=takes_colour(sys.stdout)))
+
+
+def typeset(page: Page, *, styled: bool) -> str:
+    """The page as text, with ANSI styles if `styled`."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    buffer = io.StringIO()
+    console = Console(
+        file=buffer,
+        force_terminal=styled,
+        color_system="standard" if styled else None,
+        force_jupyter=False,
+        width=shutil.get_terminal_size().columns if sys.stdout is not None and sys.stdout.isatty() else UNLIMITED,
+        legacy_windows=False,
+    )
+    for kind, content in page.blocks:
+        if kind in {"line", "strong"}:
+            console.print(Text(visible(content), style="bold" if kind == "strong" else ""), soft_wrap=True)
+            continue
+        headings, rows = content if kind == "table" else (("", ""), content)
+        grid = Table(box=None, show_header=kind == "table", pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+        for index, heading in enumerate(headings):
+            grid.add_column(
+                Text(heading.removeprefix(">")),
+                justify="right" if heading.startswith(">") else "left",
+                style="cyan" if kind == "facts" and index == 0 else "",
+                overflow="fold",
+            )
+        for row in rows:
+            grid.add_row(*(Text(visible(cell)) for cell in row))
+        console.print(grid)
+    return "".join(f"{line.rstrip()}\n" for line in buffer.getvalue().splitlines())
+
+
+def write(text: str) -> None:
+    """Put `text` on stdout at once; a reader that has gone away changes nothing about the answer."""
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        silence()
+
+
+def reader_has_gone() -> bool:
+    """Whether stdout is a pipe that nobody reads any more; if so, stdout is silenced."""
+    if sys.stdout is None:
+        return False
+    watch = select.poll()
+    watch.register(sys.stdout.fileno(), 0)
+    gone = any(event & select.POLLERR for _, event in watch.poll(0))
+    if gone:
+        silence()
+    return gone
+
+
+def silence() -> None:
+    """Send stdout nowhere: the interpreter's own flush at exit must not complain about what nobody reads."""
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 (lives as long as the process)
+
+
+def counted(counts: Mapping[str, int]) -> str:
+    """`986 × 16, 2 × 32`, the most frequent first; a lone value without its count."""
+    if len(counts) == 1:
+        return next(iter(counts))
+    ordered = sorted(counts.items(), key=lambda item: -item[1])
+    shown = ", ".join(f"{value} ({count:,})" for value, count in ordered[:6])
+    return shown + (f", and {len(ordered) - 6} more" if len(ordered) > 6 else "")

@@ -1,0 +1,1 @@
+"""How files write keys: prefixes, suffixes, alphas; parse (file → AdapterSet) and render (AdapterSet → file)."""

@@ -1,0 +1,73 @@
+"""Alpha from all its places: a tensor, a configuration, metadata, or nowhere; and what contradicts what."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from loratools.errors import MalformedFile, NonFinite, UnsupportedFile
+from loratools.formats.configs import Config, alpha_of, number, rank_of
+from loratools.model import Alpha, AlphaSource
+from loratools.tensors.lazy import LazyTensor
+
+# Free-form strings that some trainers write instead of tensors or a configuration; no other runtime reads them.
+FREE_KEYS = ("lora_alpha", "network_alpha", "alpha")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a file says about the alphas of one component beside its tensors."""
+
+    config: Config | None = None
+    source: AlphaSource = "absent"
+    free: Fraction | None = None
+
+
+def scalar(tensor: LazyTensor, *, path: object, key: str) -> Fraction:
+    """The one finite number of an alpha tensor of shape [] or [1]; raises MalformedFile or NonFinite."""
+    if tensor.shape not in ((), (1,)):
+        raise MalformedFile(f"alpha must be one number, found shape {list(tensor.shape)}", path=path, key=key)
+    try:
+        value = tensor.item()
+    except UnsupportedFile as error:
+        raise MalformedFile(f"alpha is of dtype {tensor.dtype}, which holds no number", path=path, key=key) from error
+    if not isinstance(value, Fraction):
+        raise NonFinite(f"alpha is {value}", path=path, key=key, hint="the file was damaged in training or saving")
+    return value
+
+
+def free_alpha(metadata: Mapping[str, str], *, path: object) -> Fraction | None:
+    """An alpha that stands only in free-form metadata."""
+    for key in FREE_KEYS:
+        if key in metadata:
+            return number(metadata[key], path=path, key=key)
+    return None
+
+
+def resolve(
+    stored: LazyTensor | None, key: str | None, names: Sequence[str], rank: int | None, settings: Settings, *, path: object
+) -> tuple[Alpha, list[str]]:
+    """The alpha of one module and what contradicts it. A tensor speaks before a configuration, that before metadata."""
+    warnings: list[str] = []
+    config = settings.config
+    if config is not None:
+        stated = rank_of(config, names)
+        if stated is not None and rank is not None and stated != rank:
+            warnings.append(f"the {settings.source} says rank {stated}, the factors have {rank}")
+    if stored is not None and key is not None:
+        value = scalar(stored, path=path, key=key)
+        if value == 0:
+            warnings.append("a stored alpha of 0 is read as no effect; sd-scripts' trainer reads it as alpha = rank")
+        elif value < 0:
+            warnings.append("a negative alpha inverts the adapter")
+        if config is not None and alpha_of(config, names, path=path) != value:
+            warnings.append(f"the alpha tensor contradicts the {settings.source}; the tensor is used")
+        return Alpha(value, "tensor", False, (stored.dtype, stored.shape)), warnings
+    if config is not None:
+        stabilized = bool(config.get("use_rslora"))
+        return Alpha(alpha_of(config, names, path=path), settings.source, stabilized), warnings
+    if settings.free is not None:
+        warnings.append("alpha stands only in free-form metadata, which most runtimes do not read")
+        return Alpha(settings.free, "metadata"), warnings
+    return Alpha(), warnings

@@ -1,0 +1,99 @@
+"""Group a file's tensors by the stem of their keys: one group a layer, one tensor a role."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+from loratools.adapters.kind import kind_of
+from loratools.errors import IncompleteAdapter
+from loratools.formats.detect import Stem
+from loratools.formats.opening import Part
+from loratools.formats.suffixes import Cut, cut
+from loratools.tensors.lazy import LazyTensor
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One tensor of a group, with the key it was found under and how that was cut."""
+
+    key: str
+    tensor: LazyTensor
+    cut: Cut
+
+
+@dataclass(frozen=True)
+class Group:
+    """The tensors of one stem, by role as their suffixes say it."""
+
+    stem: Stem
+    file: str
+    found: Mapping[str, Found]
+
+    @property
+    def kind(self) -> str:
+        """The one kind that the suffixes speak for; raises IncompleteAdapter where there is none or more than one."""
+        kinds = {item.cut.row.kind for item in self.found.values() if item.cut.row.kind}
+        if kinds == {"lora", "full"} and "diff" not in self.found:
+            kinds = {"lora"}  # a bias difference beside low-rank factors
+        if kinds == {"oft"} and "blocks" in self.found and len(self.found["blocks"].tensor.shape) == 4:
+            kinds = {"boft"}
+        if len(kinds) != 1:
+            what = "factors of several kinds" if kinds else "no factors"
+            raise IncompleteAdapter(
+                f"{what} on one layer", path=self.file, key=self.stem[1], found=sorted(item.key for item in self.found.values())
+            )
+        return kinds.pop()
+
+    @property
+    def factors(self) -> dict[str, LazyTensor]:
+        """The factors by role: alpha left out, DoRA's magnitude made one-dimensional on the axis its shape tells."""
+        factors = {role: item.tensor for role, item in self.found.items() if role not in ("alpha", "dora_scale")}
+        if "magnitude" in factors:
+            factors["magnitude"] = factors["magnitude"].reshape(factors["magnitude"].numel)
+        scale = self.found.get("dora_scale")
+        if scale:
+            weight = kind_of(self.kind).weight_shape(factors) or (None,)
+            role = _magnitude(scale.tensor.shape, weight)
+            if role is None:
+                raise IncompleteAdapter(
+                    f"a DoRA scale of shape {list(scale.tensor.shape)} fits no axis of a weight of shape {list(weight)}",
+                    path=self.file,
+                    key=scale.key,
+                )
+            factors[role] = scale.tensor.reshape(scale.tensor.numel)
+        return factors
+
+
+def _magnitude(shape: tuple[int, ...], weight: Sequence[int | None]) -> str | None:
+    """The axis of a `dora_scale`: [out, 1, …] (or flat [out]) is the output's, [1, in, …] the input's."""
+    out, inner = weight[0], weight[1] if len(weight) > 1 else None
+    if prod(shape) == shape[0] and shape[0] in (out, None if out is None else out) and (len(shape) == 1 or out != 1 or inner == 1):
+        return "magnitude"
+    if len(shape) > 1 and shape[0] == 1 and prod(shape) == shape[1] and inner in (shape[1], None):
+        return "input_magnitude"
+    return None
+
+
+def collect(parts: Sequence[Part]) -> tuple[dict[Stem, Group], list[tuple[Part, str]]]:
+    """(the groups by stem, the keys whose suffix no table knows); raises IncompleteAdapter on a role that stands twice."""
+    found: dict[Stem, dict[str, Found]] = {}
+    files: dict[Stem, str] = {}
+    rest: list[tuple[Part, str]] = []
+    for part in parts:
+        for key in part.source.keys():
+            piece = cut(key)
+            if piece is None:
+                rest.append((part, key))
+                continue
+            stem = (part.component, piece.stem)
+            roles = found.setdefault(stem, {})
+            files[stem] = part.source.name
+            role = piece.row.role
+            if role in roles:
+                other = roles[role]
+                reason = "two adapters in one file" if other.cut.adapter != piece.adapter else "one factor twice"
+                raise IncompleteAdapter(f"{reason}: {other.key} and {key}", path=part.source.name, key=key)
+            roles[role] = Found(key, part.source[key], piece)
+    return {stem: Group(stem, files[stem], roles) for stem, roles in found.items()}, rest

@@ -1,0 +1,124 @@
+"""PEFT configurations: reading what they say about one module, and writing one that says it exactly.
+
+The same fields stand in `adapter_config.json` and, by component, in diffusers' `lora_adapter_metadata`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from loratools.errors import MalformedFile, NonFinite
+
+DIFFUSERS_KEY = "lora_adapter_metadata"
+_PEFT_ALPHA = 8  # what PEFT's LoraConfig takes where a configuration states none
+
+Config = Mapping[str, Any]
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"{key!r} stands there twice")
+        found[key] = value
+    return found
+
+
+def _no_constant(word: str) -> Any:
+    raise ValueError(f"{word} is no number")
+
+
+def parse_json(text: str | bytes, *, path: object, key: str | None = None) -> dict[str, Any]:
+    """A JSON object without duplicate keys, NaN or Infinity; raises MalformedFile otherwise."""
+    try:
+        found = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise MalformedFile(f"not valid JSON: {error}", path=path, key=key) from error
+    if not isinstance(found, dict):
+        raise MalformedFile("a JSON object was expected", path=path, key=key)
+    return found
+
+
+def by_component(raw: str, *, path: object) -> dict[str, dict[str, Any]]:
+    """component → configuration, from diffusers' flat `component.field` metadata."""
+    found: dict[str, dict[str, Any]] = {}
+    for key, value in parse_json(raw, path=path, key=DIFFUSERS_KEY).items():
+        component, dot, field = key.partition(".")
+        if dot:
+            found.setdefault(component, {})[field] = value
+    return found
+
+
+def matching(pattern: Mapping[str, Any], names: Iterable[str]) -> Any | None:
+    """The value of the first pattern that PEFT would match against one of a module's names, else None."""
+    for key, value in pattern.items():
+        try:
+            expression = re.compile(rf"(.*\.)?({key})$")
+        except re.error:
+            expression = re.compile(rf"(.*\.)?({re.escape(key)})$")
+        if any(expression.match(name) for name in names):
+            return value
+    return None
+
+
+def number(value: Any, *, path: object, key: str) -> Fraction:
+    """An exact number from JSON or a metadata string; raises MalformedFile or NonFinite."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise MalformedFile(f"a number was expected, found {value!r}", path=path, key=key)
+    try:
+        return Fraction(value)
+    except (ValueError, OverflowError) as error:
+        kind = NonFinite if str(value).strip().lower().lstrip("+-") in ("nan", "inf", "infinity") else MalformedFile
+        raise kind(f"a finite number was expected, found {value!r}", path=path, key=key) from error
+
+
+def alpha_of(config: Config, names: Sequence[str], *, path: object) -> Fraction:
+    """lora_alpha (LoHa and LoKr: alpha) of the module, patterns first, PEFT's default where none is stated."""
+    found = matching(config.get("alpha_pattern") or {}, names)
+    if found is None:
+        found = config.get("lora_alpha", config.get("alpha"))
+    return number(_PEFT_ALPHA if found is None else found, path=path, key="lora_alpha")
+
+
+def rank_of(config: Config, names: Sequence[str]) -> int | None:
+    """The rank that the configuration states for the module."""
+    found = matching(config.get("rank_pattern") or {}, names)
+    found = config.get("r") if found is None else found
+    return found if isinstance(found, int) and not isinstance(found, bool) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """What one module needs a configuration to say. `name` is what the reader matches, `pattern` how to say it."""
+
+    name: str
+    pattern: str
+    rank: int
+    alpha: Fraction
+
+
+def as_number(value: Fraction) -> int | float:
+    """An int where whole, else the double (exact for every alpha that came from a 64-bit float or narrower)."""
+    return int(value) if value.denominator == 1 else float(value)
+
+
+def build(modules: Sequence[Module], **fields: Any) -> dict[str, Any]:
+    """A LoRA configuration: the commonest rank and alpha, patterns for the others, every module a target."""
+    rank = Counter(module.rank for module in modules).most_common(1)[0][0]
+    alpha = Counter(module.alpha for module in modules).most_common(1)[0][0]
+    return {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": as_number(alpha),
+        "rank_pattern": {module.pattern: module.rank for module in modules if module.rank != rank},
+        "alpha_pattern": {module.pattern: as_number(module.alpha) for module in modules if module.alpha != alpha},
+        "target_modules": sorted({module.name for module in modules}),
+        "bias": "none",
+        **fields,
+    }

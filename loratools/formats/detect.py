@@ -1,0 +1,142 @@
+"""Which architectures a file's keys fit: an intersection over one global index, key by key, never a loop over formats.
+
+Names first (most keys placed), then shapes (sizes that contradict rule an architecture out, unless every size is
+unknown: tiny and custom models keep their names), then metadata as a tie-break, never against the shapes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+from loratools.architectures.architecture import Architecture, shapes
+from loratools.architectures.naming import Placement, skeleton
+from loratools.architectures.registry import ARCHITECTURES, index
+from loratools.formats.prefixes import Prefix, prefixes
+
+# A stem of one file of a set: the component that the file's place in a folder names (or None), and the stem itself.
+Stem = tuple[str | None, str]
+WeightShape = tuple[int | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where one architecture puts a stem."""
+
+    component: str
+    naming: str
+    prefix: Prefix
+    placement: Placement
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One architecture with the places of the stems it knows, and the stems it does not."""
+
+    architecture: Architecture
+    places: Mapping[Stem, Place]
+    missed: tuple[Stem, ...]
+
+
+def _fits(stem: Stem, by_id: Mapping[str, Architecture]) -> dict[str, list[Place]]:
+    """Every (component, naming) of every architecture that a stem can be, by architecture."""
+    hint, text = stem
+    found: dict[str, list[Place]] = {}
+    for prefix, rest in prefixes(text):
+        words, numbers = skeleton(rest)
+        for arch_id, component_name, naming_name in index().get(words, ()):
+            if arch_id not in by_id or (hint is not None and hint != component_name):
+                continue
+            component = by_id[arch_id].by_name[component_name]
+            if not prefix.means(by_id[arch_id], component):
+                continue
+            naming = component.naming(naming_name)
+            placement = naming.at_native(words, numbers) if naming else None
+            if placement:
+                found.setdefault(arch_id, []).append(Place(component_name, naming_name, prefix, placement))
+    return found
+
+
+def by_names(stems: Sequence[Stem], architectures: Iterable[Architecture] = ARCHITECTURES) -> list[Candidate]:
+    """The architectures that place the most stems (none when nothing places any), in registry order."""
+    by_id = {arch.id: arch for arch in architectures}
+    fits = {stem: _fits(stem, by_id) for stem in stems}
+    votes = Counter(arch_id for found in fits.values() for arch_id in found)
+    most = max(votes.values(), default=0)
+    winners = [by_id[arch_id] for arch_id in by_id if votes[arch_id] == most and most]
+    return [_settle(arch, {stem: found.get(arch.id, []) for stem, found in fits.items()}) for arch in winners]
+
+
+def _settle(arch: Architecture, fits: Mapping[Stem, list[Place]]) -> Candidate:
+    """Choose one fit a stem: the naming and component that hold over the most stems, the first hit never."""
+    counts = Counter((fit.component, fit.naming) for found in fits.values() for fit in found)
+    components = Counter(component for found in fits.values() for component in {fit.component for fit in found})
+    order = {component.name: at for at, component in enumerate(arch.components)}
+
+    def weight(fit: Place) -> tuple[int, int, int]:
+        return components[fit.component], -order[fit.component], counts[fit.component, fit.naming]
+
+    places: dict[Stem, Place] = {}
+    for stem, found in fits.items():
+        if found:
+            places[stem] = max(found, key=weight)
+    return Candidate(arch, places, tuple(stem for stem, found in fits.items() if not found))
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How the shapes of a file agree with one architecture: the variants that fit best, and the stems that do not."""
+
+    variants: tuple[str, ...]
+    misfits: tuple[Stem, ...]
+    compared: int
+
+
+def by_shapes(candidate: Candidate, weights: Mapping[Stem, WeightShape]) -> Sizes:
+    """Compare the weight shapes that the factors imply with each variant's table."""
+    results: list[tuple[str, tuple[Stem, ...]]] = []
+    compared = 0
+    for variant in candidate.architecture.variants:
+        table = shapes(variant.shapes)
+        misfits: list[Stem] = []
+        compared = 0
+        for stem, place in candidate.places.items():
+            expected = _expected(place, table.get(place.component, {}))
+            if expected is None or stem not in weights:
+                continue
+            compared += 1
+            if not _agrees(weights[stem], expected):
+                misfits.append(stem)
+        results.append((variant.name, tuple(misfits)))
+    fewest = min((len(misfits) for _, misfits in results), default=0)
+    best = [(name, misfits) for name, misfits in results if len(misfits) == fewest]
+    return Sizes(tuple(name for name, _ in best), best[0][1] if best else (), compared)
+
+
+def _expected(place: Place, table: Mapping[str, tuple[int, ...]]) -> tuple[int, int] | None:
+    """(out, everything else) of the native weight, from its canonical parts."""
+    parts = [table[path] for path in place.placement.paths if path in table]
+    if len(parts) != len(place.placement.paths):
+        return None
+    return sum(part[0] for part in parts), prod(parts[0][1:])
+
+
+def _agrees(weight: WeightShape, expected: tuple[int, int]) -> bool:
+    """Flattened shapes are compared, so a 1×1 convolution equals a linear layer; unknown extents agree with anything."""
+    if weight[0] is not None and weight[0] != expected[0]:
+        return False
+    rest = [extent for extent in weight[1:] if extent is not None]
+    return len(rest) != len(weight) - 1 or not weight[1:] or prod(rest) == expected[1]
+
+
+def claimed(metadata: Mapping[str, str]) -> tuple[str, ...]:
+    """The architecture ids that the metadata names, in the words of trainers and of ModelSpec."""
+    specification = metadata.get("modelspec.architecture", "").split("/")[0].strip().lower()
+    version = metadata.get("ss_base_model_version", "").strip().lower()
+    return tuple(
+        arch.id
+        for arch in ARCHITECTURES
+        if (specification and specification in arch.specification) or (version and version in arch.base_versions)
+    )

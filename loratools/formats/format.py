@@ -1,0 +1,35 @@
+"""Format: a named dialect for writing. It fixes prefix, naming, suffix family and alpha policy; reading needs none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from loratools.architectures.architecture import Architecture, Component
+from loratools.model import Spelling
+
+ClipPrefix = Literal["text_model", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a caller may choose about a format. `clip_prefix` is for readers whose CLIP classes have another level."""
+
+    clip_prefix: ClipPrefix | None = None
+
+
+@dataclass(frozen=True)
+class Format:
+    """A row of the registry: what it is called, who reads it, where alpha goes, and how it spells a component.
+
+    `spell` takes None for the generic transformer, and answers None for what the format cannot name.
+    """
+
+    id: str
+    title: str
+    readers: tuple[str, ...]
+    alpha: Literal["tensor", "metadata", "config"]
+    kinds: tuple[str, ...]
+    spell: Callable[[Architecture | None, Component | None, Options], Spelling | None]
+    folder: bool = False

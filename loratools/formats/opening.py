@@ -1,0 +1,136 @@
+"""What a reference holds: a file, a PEFT folder, a folder with one adapter per component, shards, a pipeline, or memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from loratools.errors import MalformedFile, PathNotFound, UsageError
+from loratools.formats.configs import Config, parse_json
+from loratools.tensors.pickle_file import open_pickle
+from loratools.tensors.safetensors_file import open_safetensors
+from loratools.tensors.sharded import open_sharded
+from loratools.tensors.source import LocalFile, MemoryTensors, TensorSource
+
+CONFIG = "adapter_config.json"
+PIPELINE = "model_index.json"
+_WEIGHTS = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors", "adapter_model.bin")
+_PICKLES = (".pt", ".pth", ".bin", ".ckpt")
+_COMPONENT_WEIGHTS = ("model", "diffusion_pytorch_model")
+_CONFIG_LIMIT = 16 << 20
+
+Reference = str | os.PathLike[str] | bytes | BinaryIO | Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One set of tensors; `component` where its place in a folder names one, `config` where one stands beside it."""
+
+    component: str | None
+    source: TensorSource
+    config: Config | None = None
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A reference, opened: nothing has been read but headers and configurations."""
+
+    name: str
+    parts: tuple[Part, ...]
+    layout: str = "file"
+
+    @property
+    def files(self) -> tuple[LocalFile, ...]:
+        """Every local file behind it."""
+        return tuple(file for part in self.parts for file in part.source.files)
+
+
+def open_reference(reference: Reference, *, unsafe_pickle: bool = False) -> Opened:
+    """Open a path, bytes, a binary file or a mapping of tensors; raises PathNotFound, MalformedFile or UnsafeFile."""
+    if isinstance(reference, Mapping):
+        return Opened("<memory>", (Part(None, MemoryTensors(reference)),), "memory")
+    if isinstance(reference, bytes):
+        return Opened("<memory>", (Part(None, open_safetensors(reference)),), "memory")
+    if not isinstance(reference, str | os.PathLike):
+        return Opened("<stream>", (Part(None, open_safetensors(reference)),), "memory")
+    text = os.fspath(reference)
+    path = Path(text)
+    if not os.path.lexists(path):
+        if text.startswith(("hf://", "http://", "https://")):
+            raise UsageError("references to the Hub or the web cannot be read", path=text, hint=f"hf download … {text}")
+        raise PathNotFound("no such file or folder", path=text)
+    if path.is_dir():
+        return _open_folder(path, unsafe_pickle)
+    return Opened(text, (_open_part(path, None, unsafe_pickle),))
+
+
+def _open_part(path: Path, component: str | None, unsafe_pickle: bool, config: Config | None = None) -> Part:
+    if path.name.endswith(".safetensors.index.json"):
+        return Part(component, open_sharded(path), config)
+    if path.suffix.lower() in _PICKLES:
+        return Part(component, open_pickle(path, allowed=unsafe_pickle), config)
+    return Part(component, open_safetensors(path), config)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A configuration file as plain JSON: no class in it is ever looked up, let alone imported."""
+    with LocalFile(path) as file:
+        if file.size > _CONFIG_LIMIT:
+            raise MalformedFile(f"a configuration of {file.size} bytes", path=path, hint=f"at most {_CONFIG_LIMIT}")
+        return parse_json(file.read(0, file.size), path=path)
+
+
+def _weights(folder: Path) -> Path | None:
+    """The weights of an adapter folder."""
+    return next((folder / name for name in _WEIGHTS if (folder / name).exists()), None)
+
+
+def _open_adapter(folder: Path, component: str | None, unsafe_pickle: bool) -> Part:
+    weights = _weights(folder)
+    if weights is None:
+        raise PathNotFound(f"{CONFIG} stands there without weights", path=folder, hint=f"expected {_WEIGHTS[0]}")
+    return _open_part(weights, component, unsafe_pickle, read_config(folder / CONFIG))
+
+
+def _open_folder(folder: Path, unsafe_pickle: bool) -> Opened:
+    name = str(folder)
+    if (folder / CONFIG).exists():
+        return Opened(name, (_open_adapter(folder, None, unsafe_pickle),), "peft")
+    if (folder / PIPELINE).exists():
+        return Opened(name, tuple(_pipeline_parts(folder, unsafe_pickle)), "pipeline")
+    nested = sorted(child for child in folder.iterdir() if (child / CONFIG).exists())
+    if nested:
+        return Opened(name, tuple(_open_adapter(child, child.name, unsafe_pickle) for child in nested), "peft")
+    found = _model(folder)
+    if found is None:
+        weights = _weights(folder)
+        found = [weights] if weights else sorted(folder.glob("*.safetensors"))
+    if len(found) != 1:
+        what = "no adapter, pipeline or safetensors file" if not found else f"{len(found)} safetensors files"
+        raise PathNotFound(f"the folder holds {what}", path=folder, hint="name one file")
+    return Opened(name, (_open_part(found[0], None, unsafe_pickle),), "folder")
+
+
+def _model(folder: Path) -> list[Path] | None:
+    """The index or the single file of a model folder, or None where it holds neither."""
+    indices = sorted(folder.glob("*.safetensors.index.json"))
+    if indices:
+        return indices
+    single = [folder / f"{stem}.safetensors" for stem in _COMPONENT_WEIGHTS]
+    return [path for path in single if path.exists()] or None
+
+
+def _pipeline_parts(folder: Path, unsafe_pickle: bool) -> list[Part]:
+    """The weights of every component of a diffusers pipeline that has any."""
+    parts = []
+    for name, entry in read_config(folder / PIPELINE).items():
+        if isinstance(entry, list) and (folder / name).is_dir():
+            found = _model(folder / name) or sorted((folder / name).glob("*.safetensors"))[:1]
+            if found:
+                parts.append(_open_part(found[0], name, unsafe_pickle))
+    if not parts:
+        raise PathNotFound("the pipeline holds no safetensors weights", path=folder)
+    return parts

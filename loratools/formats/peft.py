@@ -1,0 +1,53 @@
+"""PEFT: `base_model.model.….lora_A.weight` beside an adapter_config.json, one folder a component."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from loratools.architectures.architecture import Architecture, Component
+from loratools.formats.configs import Module, build
+from loratools.formats.format import Format, Options
+from loratools.formats.suffixes import WRITTEN
+from loratools.model import Spelling
+
+PREFIX = "base_model.model."
+
+
+def _spell(architecture: Architecture | None, component: Component | None, options: Options) -> Spelling | None:
+    """The real module paths: transformers ≥ 5.6 has no `text_model.` inside CLIPTextModel, older versions have."""
+    if architecture is None or component is None:
+        return Spelling(PREFIX, "", False, WRITTEN["peft"])
+    flat = component.naming("flat")
+    naming = flat if flat is not None and options.clip_prefix != "text_model" else component.namings[0]
+    return Spelling(PREFIX, naming.name, False, WRITTEN["peft"])
+
+
+def config(modules: Sequence[tuple[str, int, Any]], **fields: Any) -> dict[str, Any]:
+    """adapter_config.json for (path, rank, alpha) of every module, each pattern anchored to the whole path."""
+    rows = [Module(path, f"^{path}", rank, alpha) for path, rank, alpha in modules]
+    return {
+        "auto_mapping": None,
+        "base_model_name_or_path": None,
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "lora_bias": False,
+        "lora_dropout": 0.0,
+        "modules_to_save": None,
+        "task_type": None,
+        "use_dora": False,
+        "use_rslora": False,
+        **build(rows, **fields),
+    }
+
+
+PEFT = Format(
+    id="peft",
+    title="PEFT: an adapter folder for each component, alpha in adapter_config.json",
+    readers=("peft", "vllm"),
+    alpha="config",
+    kinds=("lora",),
+    spell=_spell,
+    folder=True,
+)

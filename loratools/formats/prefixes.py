@@ -1,0 +1,70 @@
+"""The beginnings of keys: which components of an architecture a prefix can mean, and how much of the key it takes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+from loratools.architectures.architecture import Architecture, Component
+from loratools.architectures.registry import ARCHITECTURES
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """A prefix as found. `style` names the convention; `word` is what it says about the component ("" says nothing)."""
+
+    text: str
+    style: str
+    word: str = ""
+
+    def means(self, architecture: Architecture, component: Component) -> bool:
+        """Whether this prefix can stand for that component."""
+        if self.style == "kohya":
+            return self.word in component.short
+        if self.style == "component":
+            return self.word == component.name
+        if self.style == "comfy":
+            return component is architecture.denoiser
+        return True
+
+
+# style → how its prefix begins; `kohya` takes a short component word, `component` the component's own name.
+_COMFY = ("diffusion_model.", "model.diffusion_model.")
+_PEFT = "base_model.model."
+_LYCORIS = "lycoris_"
+
+
+@lru_cache(maxsize=1)
+def _patterns() -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """The prefixes that are made of words from the architecture tables, longest words first."""
+    shorts = {word for arch in ARCHITECTURES for component in arch.components for word in component.short}
+    names = {component.name for arch in ARCHITECTURES for component in arch.components}
+
+    def any_of(words: set[str]) -> str:
+        return "|".join(sorted(map(re.escape, words), key=len, reverse=True))
+
+    return re.compile(rf"lora_({any_of(shorts)})[_.]"), re.compile(rf"({any_of(names)})\.")
+
+
+def prefixes(stem: str) -> Iterator[tuple[Prefix, str]]:
+    """Every way to cut a prefix from a stem, the most telling first; the last is no prefix at all."""
+    short, name = _patterns()
+    found = short.match(stem)
+    if found:
+        yield Prefix(found[0], "kohya", found[1]), stem[found.end() :]
+    found = name.match(stem)
+    if found:
+        rest = stem[found.end() :]
+        if rest.startswith(_PEFT):
+            yield Prefix(found[0] + _PEFT, "component", found[1]), rest[len(_PEFT) :]
+        yield Prefix(found[0], "component", found[1]), rest
+    for text in _COMFY:
+        if stem.startswith(text):
+            yield Prefix(text, "comfy"), stem[len(text) :]
+    if stem.startswith(_PEFT):
+        yield Prefix(_PEFT, "peft"), stem[len(_PEFT) :]
+    if stem.startswith(_LYCORIS):
+        yield Prefix(_LYCORIS, "lycoris"), stem[len(_LYCORIS) :]
+    yield Prefix("", "bare"), stem

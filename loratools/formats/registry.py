@@ -1,0 +1,21 @@
+"""Every format that can be written, by id."""
+
+from __future__ import annotations
+
+from loratools.errors import UsageError, nearest
+from loratools.formats.diffusers import DIFFUSERS
+from loratools.formats.format import Format
+from loratools.formats.kohya import KOHYA
+from loratools.formats.peft import PEFT
+
+FORMATS: tuple[Format, ...] = (DIFFUSERS, KOHYA, PEFT)
+ORIGINAL = "original"
+
+
+def format_of(id: str) -> Format:
+    """The format of that id; UsageError with the nearest one where there is none."""
+    found = next((row for row in FORMATS if row.id == id), None)
+    if found is None:
+        known = [row.id for row in FORMATS] + [ORIGINAL]
+        raise UsageError(f"unknown format {id!r}", hint=nearest(id, known) or f"known formats: {', '.join(known)}")
+    return found

@@ -1,0 +1,113 @@
+"""One adapter → its tensors under the keys of a spelling: names, row layout, and the shapes that readers expect."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+
+from loratools.adapters.adapter import Adapter
+from loratools.adapters.kind import kind_of
+from loratools.architectures.architecture import Architecture, shapes
+from loratools.architectures.naming import Naming, Placement
+from loratools.errors import InternalError, NotRepresentable
+from loratools.model import Spelling, Target
+from loratools.tensors.lazy import LazyTensor
+
+_SAME_SUFFIXES = {"boft": "oft"}
+
+
+@dataclass(frozen=True)
+class Writer:
+    """A spelling of one component with the tables it needs; `naming` None passes paths through as they are.
+
+    `dimensions` are the numbers of dimensions that the weight of a path may have, where a table knows it.
+    """
+
+    spelling: Spelling
+    naming: Naming | None
+    dimensions: Mapping[str, frozenset[int]]
+
+    def placement(self, path: str) -> Placement:
+        """The native weight that holds a canonical path; raises InternalError for a path outside the tables."""
+        if self.naming is None:
+            return Placement(path, (path,), (1,), "rows", ".")
+        found = self.naming.at_canonical(path)
+        if found is None:
+            raise InternalError(f"{path} is not in the naming {self.naming.name}")
+        return found
+
+    def target(self, component: str, path: str) -> Target:
+        """The target that this naming gives a canonical path: the whole group where it fuses."""
+        placement = self.placement(path)
+        return Target(component, placement.paths, placement.ratio)
+
+    def stem(self, target: Target) -> str:
+        """The part of the keys that all factors of a target share."""
+        native = self.placement(target.paths[0]).native
+        return self.spelling.prefix + (native.replace(".", "_") if self.spelling.flat else native)
+
+    def key(self, adapter: Adapter, role: str) -> str:
+        """The key of one factor; raises NotRepresentable where the spelling has no suffix for it."""
+        suffix = suffix_of(self.spelling.suffixes, adapter.kind, role)
+        if suffix is None:
+            raise NotRepresentable(
+                f"{adapter.kind} ({role}) on {adapter.target.name} has no place in this format",
+                key=adapter.origin.stem if adapter.origin else None,
+                path=adapter.origin.file if adapter.origin else None,
+                hint="--to kohya holds every kind",
+            )
+        return self.stem(adapter.target) + suffix
+
+    def tensors(self, adapter: Adapter) -> dict[str, LazyTensor]:
+        """Every factor under its key, in the native layout and the shape this spelling gives it."""
+        factors = adapter.factors
+        if self.placement(adapter.target.paths[0]).layout == "swap_halves":
+            factors = kind_of(adapter.kind).swap_halves(factors)
+        factors = self._fitted(adapter, factors)
+        convolution = max((len(factors[role].shape) for role in ("down", "up") if role in factors), default=2)
+        found = {}
+        for role, tensor in factors.items():
+            key = self.key(adapter, role)
+            found[key] = _magnitude(tensor, role, key, convolution) if "magnitude" in role else tensor
+        return found
+
+    def _fitted(self, adapter: Adapter, factors: Mapping[str, LazyTensor]) -> Mapping[str, LazyTensor]:
+        """1×1 factors in the dimensions of their weight: a linear layer's reader cannot take four, a convolution's two."""
+        wanted = self.dimensions.get(adapter.target.paths[0], frozenset())
+        if adapter.kind != "lora" or not {"down", "up"} <= set(factors) or len(wanted) != 1 or "mid" in factors:
+            return factors
+        down, up = factors["down"], factors["up"]
+        dimensions = next(iter(wanted))
+        if len(down.shape) == dimensions or prod(down.shape[2:]) != 1:
+            return factors
+        ones = (1,) * (dimensions - 2)
+        return {
+            **factors,
+            "down": down.reshape(*down.shape[:2], *ones),
+            "up": up.reshape(*up.shape[:2], *ones),
+        }
+
+
+def suffix_of(suffixes: Mapping[str, str], kind: str, role: str) -> str | None:
+    """The suffix of a role: the kind's own, then one that every kind shares, then that of a plain difference."""
+    kind = _SAME_SUFFIXES.get(kind, kind)
+    return suffixes.get(f"{kind}.{role}") or suffixes.get(role) or suffixes.get(f"full.{role}")
+
+
+def _magnitude(tensor: LazyTensor, role: str, key: str, dimensions: int) -> LazyTensor:
+    """DoRA's magnitude as its readers want it: LyCORIS keeps two dimensions or more, PEFT one ([1, out, 1, 1] for conv)."""
+    ones = (1,) * (dimensions - 2)
+    if key.endswith(".dora_scale"):
+        return tensor.reshape(*((1, tensor.numel) if role == "input_magnitude" else (tensor.numel, 1)), *ones)
+    return tensor.reshape(1, tensor.numel, *ones) if dimensions > 2 else tensor.reshape(tensor.numel)
+
+
+def dimensions_of(candidates: tuple[Architecture, ...], component: str) -> dict[str, frozenset[int]]:
+    """path → how many dimensions its weight has, over all variants of the architectures that a file may be."""
+    found: dict[str, set[int]] = {}
+    for candidate in candidates:
+        for variant in candidate.variants:
+            for path, shape in shapes(variant.shapes).get(component, {}).items():
+                found.setdefault(path, set()).add(len(shape))
+    return {path: frozenset(numbers) for path, numbers in found.items()}

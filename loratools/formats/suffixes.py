@@ -1,0 +1,120 @@
+"""The ends of keys: which factor of which kind a suffix means, and which suffixes each family writes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Suffix:
+    """One row: the text, the role it binds, the kind it speaks for ("" for any), and the family that writes it."""
+
+    text: str
+    role: str
+    kind: str
+    family: str
+
+
+_KOHYA = "kohya"
+_PEFT = "peft"
+_OLD = "diffusers-old"
+
+SUFFIXES: tuple[Suffix, ...] = (
+    Suffix(".alpha", "alpha", "", _KOHYA),
+    Suffix(".dora_scale", "dora_scale", "", _KOHYA),
+    Suffix(".lora_down.weight", "down", "lora", _KOHYA),
+    Suffix(".lora_up.weight", "up", "lora", _KOHYA),
+    Suffix(".lora_mid.weight", "mid", "lora", _KOHYA),
+    Suffix(".diff", "diff", "full", _KOHYA),
+    Suffix(".diff_b", "bias_diff", "full", _KOHYA),
+    Suffix(".w_norm", "norm_diff", "norm", _KOHYA),
+    Suffix(".b_norm", "norm_bias_diff", "norm", _KOHYA),
+    Suffix(".hada_w1_a", "w1_a", "loha", _KOHYA),
+    Suffix(".hada_w1_b", "w1_b", "loha", _KOHYA),
+    Suffix(".hada_w2_a", "w2_a", "loha", _KOHYA),
+    Suffix(".hada_w2_b", "w2_b", "loha", _KOHYA),
+    Suffix(".hada_t1", "t1", "loha", _KOHYA),
+    Suffix(".hada_t2", "t2", "loha", _KOHYA),
+    Suffix(".lokr_w1", "w1", "lokr", _KOHYA),
+    Suffix(".lokr_w1_a", "w1_a", "lokr", _KOHYA),
+    Suffix(".lokr_w1_b", "w1_b", "lokr", _KOHYA),
+    Suffix(".lokr_w2", "w2", "lokr", _KOHYA),
+    Suffix(".lokr_w2_a", "w2_a", "lokr", _KOHYA),
+    Suffix(".lokr_w2_b", "w2_b", "lokr", _KOHYA),
+    Suffix(".lokr_t2", "t2", "lokr", _KOHYA),
+    Suffix(".a1.weight", "a1", "glora", _KOHYA),
+    Suffix(".a2.weight", "a2", "glora", _KOHYA),
+    Suffix(".b1.weight", "b1", "glora", _KOHYA),
+    Suffix(".b2.weight", "b2", "glora", _KOHYA),
+    Suffix(".bm.weight", "bm", "glora", _KOHYA),
+    Suffix(".oft_blocks", "blocks", "oft", _KOHYA),
+    Suffix(".oft_diag", "diagonal", "oft", _KOHYA),
+    Suffix(".rescale", "rescale", "oft", _KOHYA),
+    Suffix(".on_input", "on_input", "ia3", _KOHYA),
+    Suffix(".lora_A.weight", "down", "lora", _PEFT),
+    Suffix(".lora_B.weight", "up", "lora", _PEFT),
+    Suffix(".lora_B.bias", "up_bias", "lora", _PEFT),
+    Suffix(".lora_A", "down", "lora", _PEFT),
+    Suffix(".lora_B", "up", "lora", _PEFT),
+    Suffix(".lora_E", "singular", "lora", _PEFT),
+    Suffix(".lora_embedding_A", "embedding_down", "lora", _PEFT),
+    Suffix(".lora_embedding_B", "embedding_up", "lora", _PEFT),
+    Suffix(".lora_magnitude_vector", "magnitude", "", _PEFT),
+    Suffix(".lora_magnitude_vector.weight", "magnitude", "", _PEFT),
+    Suffix(".ia3_l", "scale_vector", "ia3", _PEFT),
+    Suffix(".oft_R.weight", "skew", "oft", _PEFT),
+    Suffix(".lora.down.weight", "down", "lora", _OLD),
+    Suffix(".lora.up.weight", "up", "lora", _OLD),
+    Suffix(".lora_linear_layer.down.weight", "down", "lora", _OLD),
+    Suffix(".lora_linear_layer.up.weight", "up", "lora", _OLD),
+)
+BY_TEXT: Mapping[str, Suffix] = {row.text: row for row in SUFFIXES}
+_DEEPEST = max(row.text.count(".") for row in SUFFIXES)
+# In-memory PEFT keys carry the adapter's name: `.lora_A.default.weight`.
+_NAMED = re.compile(r"\.(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector)\.([A-Za-z0-9_-]+)((?:\.weight|\.bias)?)$")
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A key cut before its suffix; `suffix` is the text as found, `adapter` the name PEFT put inside it."""
+
+    stem: str
+    suffix: str
+    row: Suffix
+    adapter: str | None = None
+
+
+def cut(key: str) -> Cut | None:
+    """Cut a key at its longest known suffix, or None where no suffix is known."""
+    ends = [at for at, letter in enumerate(key) if letter == "."]
+    for at in ends[-_DEEPEST:]:
+        row = BY_TEXT.get(key[at:])
+        if row and at:
+            return Cut(key[:at], row.text, row)
+    named = _NAMED.search(key)
+    if named and named.start():
+        row = BY_TEXT.get(f".{named[1]}{named[3]}")
+        if row:
+            return Cut(key[: named.start()], named[0], row, named[2])
+    return None
+
+
+def _family(*families: str) -> dict[str, str]:
+    """role → the first suffix that the families write for it."""
+    found: dict[tuple[str, str], str] = {}
+    for family in families:
+        for row in SUFFIXES:
+            if row.family == family:
+                found.setdefault((row.kind, row.role), row.text)
+    return {f"{kind}.{role}" if kind else role: text for (kind, role), text in found.items()}
+
+
+# What each family writes for `kind.role` (or for a role that any kind may have).
+WRITTEN: Mapping[str, Mapping[str, str]] = {
+    "kohya": _family(_KOHYA) | {"input_magnitude": ".dora_scale", "magnitude": ".dora_scale"},
+    "peft": _family(_PEFT),
+    # bare `.lora_magnitude_vector` is silently wrong in diffusers' text encoders; `.weight` is right everywhere
+    "diffusers": _family(_PEFT) | {"magnitude": ".lora_magnitude_vector.weight"},
+}

@@ -1,0 +1,52 @@
+"""What is supported, read from the registries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from loratools.architectures.registry import ARCHITECTURES
+from loratools.formats.registry import FORMATS
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    """A table of the registries; `rows` are plain values."""
+
+    schema: str
+    rows: tuple[dict[str, Any], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document."""
+        return {"schema": self.schema, "results": list(self.rows)}
+
+
+def formats() -> Catalogue:
+    """Every format that can be written, with its readers, its place for alpha and the kinds it holds."""
+    rows = tuple(
+        {"id": row.id, "title": row.title, "readers": list(row.readers), "alpha": row.alpha, "kinds": list(row.kinds)}
+        for row in FORMATS
+    )
+    return Catalogue("loratools.formats/1", rows)
+
+
+def architectures() -> Catalogue:
+    """Every architecture with its components, namings and variants."""
+    rows = tuple(
+        {
+            "id": row.id,
+            "title": row.title,
+            "components": {item.name: [naming.name for naming in item.namings] for item in row.components},
+            "variants": [variant.name for variant in row.variants],
+            "family": list(row.family),
+        }
+        for row in ARCHITECTURES
+    )
+    generic = {
+        "id": "llm",
+        "title": "Any transformer with a PEFT adapter: names pass through",
+        "components": {"model": ["as it is"]},
+        "variants": [],
+        "family": ["llm-*"],
+    }
+    return Catalogue("loratools.architectures/1", (*rows, generic))

@@ -1,0 +1,123 @@
+"""compare: do two adapters make the same delta? Per module, from the factors, across formats."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from loratools.adapters.adapter import Adapter
+from loratools.adapters.difference import difference
+from loratools.adapters.proof import clusters, prove
+from loratools.errors import ArchitectureMismatch
+from loratools.formats.opening import Reference
+from loratools.operations.lora import Lora, open_lora
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleComparison:
+    """One module: where it stands ("both", "a", "b"), how equality was seen, relative error and cosine of the deltas."""
+
+    module: str
+    where: str
+    proof: str
+    relative_error: float
+    cosine: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form; an infinite error (a module on one side only) is null."""
+        error = self.relative_error if self.relative_error != float("inf") else None
+        return {
+            "module": self.module,
+            "where": self.where,
+            "proof": self.proof,
+            "relative_error": error,
+            "cosine": self.cosine,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """All modules, worst first. `equal` is whether every relative error is at most the tolerance."""
+
+    a: str
+    b: str
+    tolerance: float
+    modules: tuple[ModuleComparison, ...]
+
+    @property
+    def worst(self) -> float:
+        """The largest relative error; infinite where a module changes something on one side only."""
+        return max((item.relative_error for item in self.modules), default=0.0)
+
+    @property
+    def equal(self) -> bool:
+        """Whether the two make the same delta within the tolerance."""
+        return self.worst <= self.tolerance
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document."""
+        worst = self.worst
+        only = {side: sum(item.where == side for item in self.modules) for side in ("a", "b")}
+        return {
+            "schema": "loratools.compare/1",
+            "a": self.a,
+            "b": self.b,
+            "tolerance": self.tolerance,
+            "equal": self.equal,
+            "worst": worst if worst != float("inf") else None,
+            "compared": len(self.modules),
+            "only_in_a": only["a"],
+            "only_in_b": only["b"],
+            "modules": [item.to_dict() for item in self.modules],
+        }
+
+
+def compare(
+    a: Reference | Lora,
+    b: Reference | Lora,
+    *,
+    tolerance: float = 1e-5,
+    arch: str | None = None,
+    threads: int = 1,
+    unsafe_pickle: bool = False,
+) -> Comparison:
+    """Compare two adapters module by module; raises ArchitectureMismatch where they are for different models."""
+    left = open_lora(a, arch=arch, unsafe_pickle=unsafe_pickle)
+    right = open_lora(b, arch=arch, unsafe_pickle=unsafe_pickle)
+    left.reading.require_known()
+    right.reading.require_known()
+    common = [name for name in left.candidates if name in right.candidates]
+    if not common:
+        raise ArchitectureMismatch(
+            f"the first is for {' or '.join(left.candidates)}, the second for {' or '.join(right.candidates)}",
+            path=right.name,
+            hint="deltas of different models cannot be compared",
+        )
+    if left.candidates[0] != common[0]:
+        left = open_lora(left, arch=common[0])
+    if right.candidates[0] != common[0]:
+        right = open_lora(right, arch=common[0])
+    pairs = list(clusters(left.adapters, right.adapters))
+    with _pool(threads) as pool:
+        modules = list(pool.map(_module, pairs))
+    return Comparison(left.name, right.name, tolerance, tuple(sorted(modules, key=lambda item: -item.relative_error)))
+
+
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max(1, threads))
+
+
+def _module(pair: tuple[Sequence[Adapter], Sequence[Adapter]]) -> ModuleComparison:
+    """One cluster: equal bytes need no arithmetic; anything else is measured in float64."""
+    left, right = pair
+    name = (left or right)[0].target.name
+    if not left or not right:
+        proof = prove(list(left), list(right))
+        return ModuleComparison(name, "a" if left else "b", proof.kind, proof.error, None)
+    proof = prove(list(left), list(right))
+    if proof.kind != "measured":
+        return ModuleComparison(name, "both", proof.kind, 0.0, 1.0)
+    found = difference(list(left), list(right))
+    return ModuleComparison(name, "both", "measured", found.relative_error, found.cosine)

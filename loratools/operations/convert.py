@@ -1,0 +1,332 @@
+"""convert: any readable adapter → any writable format, proven module by module from the output as re-opened."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loratools.adapters.adapter import Adapter, AdapterSet
+from loratools.adapters.recast import fold, recast
+from loratools.architectures.architecture import Architecture
+from loratools.errors import ArchitectureMismatch, InternalError, NotRepresentable, UsageError, nearest
+from loratools.formats.format import ClipPrefix, Options
+from loratools.formats.opening import CONFIG, Reference
+from loratools.formats.original import ORIGINAL_KEY, Original, describe, restore
+from loratools.formats.registry import ORIGINAL, format_of
+from loratools.formats.render import OutputFile, Rendered, render, writers
+from loratools.operations.hashes import HASH_KEYS, recomputed
+from loratools.operations.lora import Lora, open_lora, tables
+from loratools.operations.plan import Plan, plan_of
+from loratools.operations.proof import ProofReport, prove_output
+from loratools.operations.provenance import PROVENANCE_KEY, InputHashes, record
+from loratools.tensors.writer import Progress, write, write_folder
+
+if TYPE_CHECKING:
+    import torch
+
+WEIGHTS = "adapter_model.safetensors"
+_EXACT_LIMIT = 1e-6  # where no arithmetic was asked for, only the rounding of an irrational alpha may show
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What was written, and its proof. `skipped` when the output was already made from these inputs."""
+
+    path: Path
+    format: str
+    architecture: str | None
+    size: int
+    payload_sha256: str | None
+    proof: ProofReport | None
+    lost: tuple[str, ...]
+    warnings: tuple[str, ...]
+    skipped: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document."""
+        return {
+            "schema": "loratools.convert/1",
+            "path": str(self.path),
+            "format": self.format,
+            "architecture": self.architecture,
+            "size": self.size,
+            "payload_sha256": self.payload_sha256,
+            "proof": self.proof.to_dict() if self.proof else None,
+            "lost": list(self.lost),
+            "warnings": list(self.warnings),
+            "skipped": self.skipped,
+        }
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A conversion that has been planned: names, layouts and places are settled, nothing is computed or written yet."""
+
+    lora: Lora
+    source: AdapterSet
+    rendered: Rendered
+    plan: Plan
+    parameters: Mapping[str, Any]
+    folder: bool
+    arithmetic: bool
+    warnings: tuple[str, ...] = field(default=())
+
+    @property
+    def adapters(self) -> tuple[Adapter, ...]:
+        """The adapters as they will be written, in canonical form."""
+        return self.rendered.adapters
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Every tensor by its key, computed now; keys of several files are joined by `component/`."""
+        several = len(self.rendered.files) > 1
+        return {
+            f"{file.name}/{key}" if several else key: tensor.load()
+            for file in self.rendered.files
+            for key, tensor in file.tensors.items()
+        }
+
+    def save(
+        self,
+        out: str | os.PathLike[str],
+        *,
+        overwrite: bool = False,
+        if_needed: bool = False,
+        threads: int = 1,
+        progress: Progress | None = None,
+    ) -> Conversion:
+        """Write, verify and prove. Raises OutputExists, OutputRefused, ResourceError; InternalError when a proof fails."""
+        path = Path(out)
+        bare = self.folder and path.suffix == ".safetensors"
+        if bare:
+            self._require_bare(path)
+        files = self.lora.reading.opened.files
+        hashes = InputHashes(files)
+        try:
+            if if_needed and _made_from(path, record("convert", self.parameters, hashes.inputs())):
+                return self._result(path, 0, None, None, skipped=True)
+            proofs: list[ProofReport] = []
+
+            def check(written: Path) -> None:
+                proofs.append(self._prove(written, threads))
+
+            if self.folder and not bare:
+                done = write_folder(
+                    path,
+                    self._contents(),
+                    inputs=files,
+                    overwrite=overwrite,
+                    progress=progress,
+                    check=check,
+                    late_metadata={self._name(file): self._late(file, hashes) for file in self.rendered.files},
+                )
+                return self._result(path, done.size, None, proofs[0])
+            file = self.rendered.files[0]
+            one = write(
+                path,
+                file.tensors,
+                file.metadata,
+                inputs=files,
+                overwrite=overwrite,
+                progress=progress,
+                check=check,
+                late_metadata=self._late(file, hashes),
+            )
+            return self._result(path, one.size, one.payload_sha256, proofs[0])
+        finally:
+            hashes.close()
+
+    def _result(
+        self, path: Path, size: int, payload: str | None, proof: ProofReport | None, *, skipped: bool = False
+    ) -> Conversion:
+        return Conversion(
+            path,
+            self.plan.format,
+            self.plan.architecture,
+            size,
+            payload,
+            proof,
+            self.plan.lost,
+            (*self.warnings, *(proof.warnings if proof else ())),
+            skipped,
+        )
+
+    def _name(self, file: OutputFile) -> str:
+        """The place of a file in the output folder: one component stands at its root, several in folders of their own."""
+        return WEIGHTS if len(self.rendered.files) == 1 else f"{file.name}/{WEIGHTS}"
+
+    def _contents(self) -> dict[str, Any]:
+        contents: dict[str, Any] = {}
+        for file in self.rendered.files:
+            name = self._name(file)
+            contents[name] = (file.tensors, file.metadata)
+            if file.config is not None:
+                text = json.dumps(file.config, indent=2, sort_keys=True) + "\n"
+                contents[name.replace(WEIGHTS, CONFIG)] = text.encode()
+        return contents
+
+    def _late(self, file: OutputFile, hashes: InputHashes) -> Callable[[str], Mapping[str, str]]:
+        """The metadata that depends on hashes, which run while the file is written."""
+
+        def late(payload_sha256: str) -> Mapping[str, str]:
+            pending = set(payload_sha256) == {"0"}
+            inputs = hashes.pending() if pending else hashes.inputs()
+            found = {PROVENANCE_KEY: record("convert", self.parameters, inputs)}
+            return found | recomputed(file.metadata, file.tensors, payload_sha256)
+
+        return late
+
+    def _require_bare(self, path: Path) -> None:
+        """One PEFT file without its configuration can hold one component whose factors are multiplied by 1."""
+        if len(self.rendered.files) > 1:
+            raise UsageError("several components need a folder", path=path, hint=f"write to {path.with_suffix('')}/")
+        scaled = next((item for item in self.adapters if float(item.scale) != 1.0), None)
+        if scaled is not None:
+            raise NotRepresentable(
+                f"a bare PEFT file has no place for the alpha of {scaled.target.name}",
+                path=path,
+                hint="write to a folder, or multiply alpha into the factors with --alpha fold",
+            )
+
+    def _prove(self, written: Path, threads: int) -> ProofReport:
+        """Re-open the output as a stranger would, parse it from its own keys, and compare it with the source."""
+        found = open_lora(written, arch=self.plan.architecture)
+        found.reading.require_known()
+        report = prove_output(self.source.adapters, found.adapters, threads=threads)
+        limit = float("inf") if self.arithmetic else _EXACT_LIMIT
+        if not report.worst <= limit:
+            raise InternalError(
+                f"the output does not make the same delta: {report.worst_module} differs by {report.worst:.3g}",
+                path=written,
+                key=report.worst_module,
+                hint="nothing was written; please report this file",
+            )
+        return report
+
+
+def _made_from(path: Path, wanted: str) -> bool:
+    """Whether an output's own record says that it was made by this version from these inputs and parameters."""
+    if not path.exists():
+        return False
+    opened = open_lora(path).reading.opened
+    return all(part.source.metadata.get(PROVENANCE_KEY) == wanted for part in opened.parts)
+
+
+def convert(
+    reference: Reference | Lora,
+    *,
+    to: str,
+    arch: str | None = None,
+    dtype: str | None = None,
+    alpha: str = "keep",
+    components: Sequence[str] | None = None,
+    clip_prefix: ClipPrefix | None = None,
+    allow_lossy: bool = False,
+    allow_partial: bool = False,
+    unsafe_pickle: bool = False,
+) -> Pending:
+    """Plan a conversion to a format of `loratools formats`, or to "original".
+
+    `dtype` is a safetensors name (F16, BF16, F32); `alpha` "fold" multiplies alpha into the factors. Raises UnknownKeys,
+    NotRepresentable, ArchitectureMismatch, UsageError, and what opening and parsing raise.
+    """
+    lora = open_lora(reference, arch=arch, unsafe_pickle=unsafe_pickle)
+    if not allow_partial:
+        lora.reading.require_known()
+    if alpha not in ("keep", "fold"):
+        raise UsageError(f"unknown alpha policy {alpha!r}", hint="keep or fold")
+    form = None if to == ORIGINAL else format_of(to)
+    left = [f"{item.key}: {item.kind}" for item in lora.reading.unknown]
+    chosen: list[tuple[str | None, AdapterSet, Rendered]] = []
+    for table in tables(lora) or (None,):
+        source, dropped = _selected(lora.reading.bind(table.id) if table else lora.adapter_set, components)
+        changed = _changed(source, dtype, alpha)
+        if form is None:
+            rendered = restore(changed, Original.of(source, path=lora.name), table, allow_lossy=allow_lossy)
+        else:
+            by_component = writers(changed, form, table, Options(clip_prefix), tables(lora))
+            rendered = render(_described(changed, source, table, lora), form, by_component, allow_lossy=allow_lossy)
+        chosen.append((table.id if table else None, source, rendered))
+    _agreed(lora, chosen)
+    table_id, source, rendered = chosen[0]
+    folder = form.folder if form else Original.of(source, path=lora.name).folder
+    name = form.id if form else Original.of(source, path=lora.name).format
+    parameters = {
+        "to": to,
+        "arch": arch,
+        "dtype": dtype,
+        "alpha": None if alpha == "keep" else alpha,
+        "components": list(components) if components else None,
+        "clip_prefix": clip_prefix,
+        "allow_lossy": allow_lossy,
+        "allow_partial": allow_partial,
+    }
+    plan = plan_of(lora, rendered, name, table_id or lora.architecture, lora.reading.warnings, (*left, *dropped))
+    arithmetic = dtype is not None or alpha == "fold"
+    return Pending(lora, _without(source, rendered), rendered, plan, parameters, folder, arithmetic, lora.reading.warnings)
+
+
+def _without(source: AdapterSet, rendered: Rendered) -> AdapterSet:
+    """The part of the source that the output must make: what the plan lists as lost is not asked of it."""
+    written = {(item.target.component, path) for item in rendered.adapters for path in item.target.paths}
+    kept = tuple(
+        item for item in source.adapters if any((item.target.component, path) in written for path in item.target.paths)
+    )
+    return replace(source, adapters=kept)
+
+
+def _selected(source: AdapterSet, components: Sequence[str] | None) -> tuple[AdapterSet, list[str]]:
+    """The adapters of the wanted components, and a line for each component left out."""
+    if not components:
+        return source, []
+    present = dict.fromkeys(item.target.component for item in source.adapters)
+    for name in components:
+        if name not in present:
+            hint = nearest(name, present) or f"components: {', '.join(present)}"
+            raise UsageError(f"the file has no component {name!r}", hint=hint)
+    kept = tuple(item for item in source.adapters if item.target.component in components)
+    dropped = [f"{name}: not among --components" for name in present if name not in components]
+    return replace(source, adapters=kept), dropped
+
+
+def _changed(source: AdapterSet, dtype: str | None, alpha: str) -> AdapterSet:
+    """The arithmetic that was asked for, still lazy."""
+    adapters = source.adapters
+    if alpha == "fold":
+        adapters = tuple(fold(item, dtype) for item in adapters)
+    if dtype is not None:
+        adapters = tuple(recast(item, dtype) for item in adapters)
+    return replace(source, adapters=adapters)
+
+
+def _described(changed: AdapterSet, source: AdapterSet, table: Architecture | None, lora: Lora) -> AdapterSet:
+    """The set with the record of its original spelling in its metadata."""
+    opened = lora.reading.opened
+    original = describe(source, table, folder=opened.layout == "peft", path=opened.name)
+    metadata = {key: value for key, value in changed.metadata.items() if key != PROVENANCE_KEY}
+    return replace(changed, metadata={**metadata, ORIGINAL_KEY: original.to_json()})
+
+
+def _agreed(lora: Lora, chosen: Sequence[tuple[str | None, AdapterSet, Rendered]]) -> None:
+    """Go on with several candidates only where all of them would write the same file."""
+    first = _layout(chosen[0][2])
+    for name, _, rendered in chosen[1:]:
+        if _layout(rendered) != first:
+            raise ArchitectureMismatch(
+                f"the file fits {chosen[0][0]} and {name}, which this format spells differently",
+                path=lora.name,
+                hint=f"say which with --arch {chosen[0][0]}",
+                candidates=[candidate for candidate, _, _ in chosen],
+            )
+
+
+def _layout(rendered: Rendered) -> list[tuple[str, str, str, tuple[int, ...]]]:
+    return sorted(
+        (file.name, key, tensor.dtype, tensor.shape) for file in rendered.files for key, tensor in file.tensors.items()
+    )
+
+
+__all__ = ["HASH_KEYS", "Conversion", "Pending", "convert"]

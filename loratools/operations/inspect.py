@@ -1,0 +1,181 @@
+"""inspect: what a file is, from its header and its scalars alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+from loratools.adapters.adapter import Adapter
+from loratools.adapters.kind import kind_of
+from loratools.bases.identify import identify
+from loratools.errors import WrongRole
+from loratools.formats.configs import as_number
+from loratools.formats.opening import Opened, Reference, open_reference
+from loratools.formats.parse import Reading, parse
+from loratools.operations.producer import base_model, producer, training, trigger_words
+from loratools.operations.weights import Health, health
+
+SCHEMA = "loratools.inspect/1"
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Everything `inspect` says about one reference; `document` is the JSON of schema loratools.inspect/1."""
+
+    document: Mapping[str, Any]
+    modules: tuple[Mapping[str, Any], ...] | None = None
+    unknown: int = field(default=0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document."""
+        found = dict(self.document)
+        if self.modules is not None:
+            found["modules"] = [dict(item) for item in self.modules]
+        return found
+
+
+def inspect(
+    reference: Reference,
+    *,
+    arch: str | None = None,
+    unsafe_pickle: bool = False,
+    weights: bool = False,
+    modules: bool = False,
+    threads: int = 1,
+) -> Inspection:
+    """Say what a reference is. `weights` also reads the values: norms, NaN, dead modules, singular values.
+
+    Raises MalformedFile and UnsafeFile for what cannot be read; any well-formed file gets an answer, whatever it is.
+    """
+    opened = open_reference(reference, unsafe_pickle=unsafe_pickle)
+    if opened.layout == "pipeline":
+        return _other(opened)
+    try:
+        reading = parse(opened, arch=arch)
+    except WrongRole:
+        return _other(opened)
+    found = health(reading.adapters.adapters, threads=threads) if weights else None
+    return _adapter(reading, found, modules)
+
+
+def _adapter(reading: Reading, values: Health | None, modules: bool) -> Inspection:
+    """The document of an adapter file."""
+    held = reading.adapters
+    dialect = held.dialect
+    warnings = list(reading.warnings)
+    if len(held.architectures) > 1 and reading.settled is None:
+        warnings.append(f"fits {', '.join(held.architectures)} alike; --arch tells convert which")
+    document = {
+        **_frame(reading.opened, "adapter", dialect.format),
+        "producer": producer(held),
+        "architecture": reading.settled,
+        "candidates": list(held.architectures),
+        "variant": reading.variants[0] if len(reading.variants) == 1 else None,
+        "kinds": sorted({name for item in held.adapters for name in kind_of(item.kind).kinds(item.factors)}),
+        "components": dict(Counter(item.target.component for item in held.adapters)),
+        "adapters": len(held.adapters),
+        "ranks": _counts(item.rank for item in held.adapters if item.rank is not None),
+        "alpha": _alpha(held.adapters),
+        "base_model": base_model(held),
+        "trigger_words": trigger_words(held.metadata),
+        "training": training(held.metadata),
+        "metadata": dict(held.metadata),
+        "extras": sorted(held.extras),
+        "unknown_keys": [
+            {"key": item.key, "class": item.kind, **({"nearest": item.near} if item.near else {})}
+            for item in reading.unknown
+        ],
+        "warnings": warnings,
+        "evidence": list(reading.evidence),
+    }
+    if values is not None:
+        document["weights"] = values.to_dict()
+    rows = tuple(_row(item) for item in held.adapters) if modules else None
+    return Inspection(document, rows, len(reading.unknown))
+
+
+def _frame(opened: Opened, role: str, form: str | None) -> dict[str, Any]:
+    """What every file has, whatever its role."""
+    tensors = [part.source[key] for part in opened.parts for key in part.source.keys()]
+    return {
+        "schema": SCHEMA,
+        "path": opened.name,
+        "role": role,
+        "format": form,
+        "tensors": len(tensors),
+        "parameters": sum(tensor.numel for tensor in tensors if tensor.shape),
+        "size": sum(tensor.nbytes for tensor in tensors),
+        "dtypes": dict(Counter(tensor.dtype for tensor in tensors)),
+    }
+
+
+def _counts(values: Iterable[Any]) -> dict[str, int]:
+    """How often each value stands, commonest first."""
+    return {str(value): count for value, count in Counter(values).most_common()}
+
+
+def _alpha(adapters: Sequence[Adapter]) -> dict[str, Any]:
+    """Where alpha came from, its values and the scales it makes."""
+    ranked = [item for item in adapters if item.rank is not None]
+    sources = Counter(item.alpha.source for item in ranked)
+    return {
+        "source": "+".join(name for name, _ in sources.most_common()) or None,
+        "values": _counts(float(item.alpha.value) for item in ranked if item.alpha.value is not None),
+        "scales": _counts(round(float(item.scale), 9) for item in ranked),
+        "rank_stabilized": any(item.alpha.rank_stabilized for item in ranked),
+    }
+
+
+def _number(value: Fraction | None) -> int | float | None:
+    return None if value is None else as_number(value)
+
+
+def _row(item: Adapter) -> dict[str, Any]:
+    """One adapter of `--modules`."""
+    return {
+        "component": item.target.component,
+        "paths": list(item.target.paths),
+        "key": item.origin.stem if item.origin else None,
+        "kind": item.kind,
+        "rank": item.rank,
+        "alpha": _number(item.alpha.value),
+        "alpha_source": item.alpha.source,
+        "scale": float(item.scale),
+        "weight_shape": list(kind_of(item.kind).weight_shape(item.factors) or ()) or None,
+        "factors": {role: [tensor.dtype, list(tensor.shape)] for role, tensor in item.factors.items()},
+    }
+
+
+def _other(opened: Opened) -> Inspection:
+    """The document of a file that is no adapter."""
+    shapes = {key: part.source[key].shape for part in opened.parts for key in part.source.keys()}
+    metadata = {key: value for part in opened.parts for key, value in part.source.metadata.items()}
+    identity = identify(shapes)
+    settled = identity.candidates[0] if identity and len(identity.candidates) == 1 else None
+    unmatched = list(identity.unmatched) if identity else sorted(shapes)
+    document = {
+        **_frame(opened, identity.role if identity else "unknown", None),
+        "producer": None,
+        "architecture": settled,
+        "candidates": list(identity.candidates) if identity else [],
+        "variant": None,
+        "kinds": [],
+        "components": dict(identity.components) if identity else {},
+        "adapters": 0,
+        "ranks": {},
+        "alpha": None,
+        "base_model": None,
+        "trigger_words": [],
+        "training": {},
+        "metadata": metadata,
+        "extras": [],
+        "unknown_keys": [{"key": key, "class": "unknown"} for key in unmatched],
+        "warnings": [],
+        "evidence": [],
+    }
+    return Inspection(document, None, len(unmatched))
+
+

@@ -1,0 +1,80 @@
+"""The plan of a conversion: what is read, regrouped, renamed, written and lost, before anything is written."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from loratools.formats.render import Rendered
+from loratools.operations.lora import Lora
+from loratools.tensors.lazy import CHUNK, Computed
+
+_START_UP = 48 << 20  # what the interpreter, the tables and the header of a large adapter take
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Plain values. `steps` counts what regrouping did; `computed` are the tensors that need arithmetic; `files` are
+    (name, tensors, bytes of data); `peak_memory` is an estimate in bytes."""
+
+    source: str
+    source_format: str
+    format: str
+    architecture: str | None
+    adapters: int
+    files: tuple[tuple[str, int, int], ...]
+    renamed: int
+    computed: int
+    steps: dict[str, int]
+    details: tuple[str, ...]
+    lost: tuple[str, ...]
+    notes: tuple[str, ...]
+    peak_memory: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document."""
+        return {
+            "schema": "loratools.plan/1",
+            "source": self.source,
+            "source_format": self.source_format,
+            "format": self.format,
+            "architecture": self.architecture,
+            "adapters": self.adapters,
+            "files": [{"name": name, "tensors": count, "bytes": size} for name, count, size in self.files],
+            "renamed": self.renamed,
+            "computed": self.computed,
+            "steps": self.steps,
+            "details": list(self.details),
+            "lost": list(self.lost),
+            "notes": list(self.notes),
+            "peak_memory": self.peak_memory,
+        }
+
+
+def plan_of(
+    lora: Lora, rendered: Rendered, form: str, architecture: str | None, notes: tuple[str, ...], lost: tuple[str, ...]
+) -> Plan:
+    """The plan that a rendering is."""
+    tensors = [tensor for file in rendered.files for tensor in file.tensors.values()]
+    source = {key for part in lora.reading.opened.parts for key in part.source.keys()}
+    computed = [tensor for tensor in tensors if any(isinstance(segment, Computed) for segment in tensor.segments)]
+    largest = max((tensor.nbytes for tensor in computed), default=0)
+    return Plan(
+        source=lora.name,
+        source_format=lora.format,
+        format=form,
+        architecture=architecture,
+        adapters=len(lora.adapters),
+        files=tuple(
+            (file.name, len(file.tensors), sum(tensor.nbytes for tensor in file.tensors.values()))
+            for file in rendered.files
+        ),
+        renamed=sum(key not in source for file in rendered.files for key in file.tensors),
+        computed=len(computed),
+        steps=dict(Counter(step.what for step in rendered.steps)),
+        details=tuple(f"{step.target.name}: {step.note}" for step in rendered.steps if step.what != "untouched"),
+        lost=(*rendered.lost, *lost),
+        notes=notes,
+        peak_memory=_START_UP + 2 * CHUNK + 4 * largest,
+    )

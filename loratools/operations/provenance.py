@@ -1,0 +1,54 @@
+"""The record of how an output was made, kept in its metadata: inputs with their SHA-256, operation, parameters, version."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from loratools.tensors.source import LocalFile
+
+PROVENANCE_KEY = "loratools.provenance"
+PENDING = "0" * 64  # stands for a hash until it is known; every SHA-256 is as long
+_BLOCK = 1 << 20
+
+
+class InputHashes:
+    """SHA-256 of every input file, computed on a thread of its own while the output is written."""
+
+    def __init__(self, files: Sequence[LocalFile]) -> None:
+        self.names = [Path(file.name).name for file in files]
+        self._pool = ThreadPoolExecutor(1) if files else None
+        self._found: list[Future[str]] = [self._pool.submit(_sha256, file) for file in files] if self._pool else []
+
+    def pending(self) -> list[dict[str, str]]:
+        """The inputs with a place for each hash."""
+        return [{"name": name, "sha256": PENDING} for name in self.names]
+
+    def inputs(self) -> list[dict[str, str]]:
+        """The inputs with their hashes; waits for them."""
+        return [{"name": name, "sha256": found.result()} for name, found in zip(self.names, self._found, strict=True)]
+
+    def close(self) -> None:
+        """Stop computing what nobody will ask for."""
+        if self._pool:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _sha256(file: LocalFile) -> str:
+    digest = hashlib.sha256()
+    for start in range(0, file.size, _BLOCK):
+        digest.update(file.read(start, min(_BLOCK, file.size - start)))
+    return digest.hexdigest()
+
+
+def record(operation: str, parameters: Mapping[str, Any], inputs: Sequence[Mapping[str, str]]) -> str:
+    """The record as it stands in the metadata: no time, no path, no host."""
+    from loratools import __version__
+
+    given = {key: value for key, value in parameters.items() if value not in (None, False)}
+    fields = {"inputs": list(inputs), "operation": operation, "parameters": given, "version": __version__}
+    return json.dumps(fields, sort_keys=True, separators=(",", ":"))

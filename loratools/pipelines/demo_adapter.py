@@ -1,0 +1,82 @@
+"""A small LoRA for a pipeline folder, made by peft and written by diffusers: a file that we had no hand in spelling."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+STRENGTH = 0.15
+"""How large each delta is, relative to its weight (Frobenius norms)."""
+
+DENOISER: Mapping[str, tuple[int, int]] = {
+    "to_q": (4, 4),
+    "to_k": (2, 1),
+    "to_v": (8, 4),
+    "to_out.0": (3, 6),
+    "proj_out": (4, 2),
+    "net.2": (6, 6),
+}
+"""Ending of a module's path → (rank, alpha); every linear layer of the denoiser that ends so gets an adapter."""
+
+TEXT_ENCODER: Mapping[str, tuple[int, int]] = {
+    "q_proj": (4, 4),
+    "k_proj": (2, 1),
+    "v_proj": (3, 6),
+    "out_proj": (4, 2),
+    "fc1": (8, 4),
+}
+"""The same for the text encoder."""
+
+
+def make_demo_adapter(pipeline_folder: Path, out: Path, *, seed: int = 0) -> Path:
+    """Write a LoRA for the denoiser and the first text encoder of a pipeline to `out`, a `.safetensors` file.
+
+    Ranks and alphas differ from module to module; the alphas lie in the file's `lora_adapter_metadata`.
+    The same pipeline and seed make the same tensors.
+    """
+    import torch
+    from diffusers import DiffusionPipeline
+
+    pipeline = DiffusionPipeline.from_pretrained(pipeline_folder, local_files_only=True)
+    denoiser = "unet" if getattr(pipeline, "unet", None) is not None else "transformer"
+    layers: dict[str, Any] = {}
+    generator = torch.Generator().manual_seed(seed)
+    for name, table in ((denoiser, DENOISER), ("text_encoder", TEXT_ENCODER)):
+        factors, config = _adapt(getattr(pipeline, name), table, generator)
+        layers |= {f"{name}_lora_layers": factors, f"{name}_lora_adapter_metadata": config}
+    pipeline.save_lora_weights(out.parent, weight_name=out.name, **layers)
+    return out
+
+
+def _adapt(
+    model: nn.Module, table: Mapping[str, tuple[int, int]], generator: torch.Generator
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The factors and the configuration, as peft gives them, of a random LoRA over the linear layers of `model` whose
+    paths end as `table` says."""
+    import torch
+    from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
+    from torch import nn
+
+    endings = tuple(f".{ending}" for ending in table)
+    linear = sorted(name for name, module in model.named_modules() if isinstance(module, nn.Linear))
+    config = LoraConfig(
+        target_modules=[name for name in linear if f".{name}".endswith(endings)],
+        rank_pattern={ending: rank for ending, (rank, _) in table.items()},
+        alpha_pattern={ending: alpha for ending, (_, alpha) in table.items()},
+        init_lora_weights=False,
+    )
+    inject_adapter_in_model(config, model)
+    with torch.no_grad():
+        for module in model.modules():
+            if hasattr(module, "lora_A") and "default" in module.lora_A:
+                down, up = module.lora_A["default"].weight, module.lora_B["default"].weight
+                for factor in (down, up):
+                    factor.copy_(torch.randn(factor.shape, generator=generator) / factor.shape[1] ** 0.5)
+                delta = module.get_delta_weight("default")
+                up.mul_(STRENGTH * module.get_base_layer().weight.norm() / delta.norm())
+    return dict(get_peft_model_state_dict(model)), model.peft_config["default"].to_dict()

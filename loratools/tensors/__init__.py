@@ -1,0 +1,1 @@
+"""Bytes ↔ named lazy tensors. Nothing here has ever heard of LoRA."""

@@ -1,0 +1,124 @@
+"""Segments → one open file: neighbouring runs are copied inside the kernel, everything else is gathered and written."""
+
+from __future__ import annotations
+
+import errno
+import os
+import zlib
+from collections.abc import Callable
+
+from loratools.errors import ResourceError
+from loratools.tensors.segments import CHUNK, Bytes, ByteSource, Segment
+
+SMALLEST_COPY = 64 << 10
+"""Runs shorter than this are cheaper to read and gather than to copy one by one."""
+LONGEST_COPY = 16 << 20
+"""One system call copies no more, so that an interrupt and the progress are not kept waiting."""
+
+_NOT_HERE = (errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM, errno.EBADF, errno.ENOTSOCK)
+
+Report = Callable[[int, int | None], None]
+"""Told after every write: where the written part of the file ends now, and the CRC-32 of that last part if it passed
+through our hands (None where the kernel copied it)."""
+
+
+class Transfer:
+    """Appends segments to an open file from `at` on; nothing is certain to be written before `finish`."""
+
+    def __init__(self, descriptor: int, at: int, report: Report) -> None:
+        self.at = at
+        self._descriptor = descriptor
+        self._report = report
+        self._run: Bytes | None = None
+        self._gathered: list[bytes] = []
+        self._gathered_size = 0
+        self._copiers = [
+            copy for name, copy in (("copy_file_range", _copy_range), ("sendfile", _send)) if hasattr(os, name)
+        ]
+
+    def add(self, segment: Segment) -> None:
+        """Appends one segment; a run that goes on where the last one ended becomes part of it."""
+        if not isinstance(segment, Bytes):
+            self._end_run()
+            for chunk in segment.chunks():
+                self._gather(chunk)
+            return
+        run = self._run
+        if run is not None and run.source is segment.source and run.offset + run.length == segment.offset:
+            self._run = Bytes(run.source, run.offset, run.length + segment.length)
+            return
+        self._end_run()
+        self._run = segment
+
+    def finish(self) -> None:
+        """Writes what is still waiting."""
+        self._end_run()
+        self._write_gathered()
+
+    def _end_run(self) -> None:
+        run, self._run = self._run, None
+        if run is None:
+            return
+        descriptor = run.source.fileno() if run.length >= SMALLEST_COPY else None
+        copied = 0
+        if descriptor is not None:
+            self._write_gathered()
+            copied = self._copy(run.source, descriptor, run.offset, run.length)
+        if copied < run.length:
+            for chunk in Bytes(run.source, run.offset + copied, run.length - copied).chunks():
+                self._gather(chunk)
+
+    def _copy(self, source: ByteSource, descriptor: int, offset: int, length: int) -> int:
+        """How many bytes the kernel copied: all, or fewer where it can copy no more between these two files."""
+        done = 0
+        while done < length and self._copiers:
+            try:
+                count = self._copiers[0](
+                    descriptor, self._descriptor, min(LONGEST_COPY, length - done), offset + done, self.at
+                )
+            except OSError as error:
+                if error.errno not in _NOT_HERE:
+                    raise
+                self._copiers.pop(0)
+                continue
+            if not count:
+                raise ResourceError("input changed while reading", path=source.name)
+            done += count
+            self.at += count
+            self._report(self.at, None)
+        return done
+
+    def _gather(self, data: bytes) -> None:
+        self._gathered.append(data)
+        self._gathered_size += len(data)
+        if self._gathered_size >= CHUNK:
+            self._write_gathered()
+
+    def _write_gathered(self) -> None:
+        if not self._gathered_size:
+            return
+        data = self._gathered[0] if len(self._gathered) == 1 else b"".join(self._gathered)
+        self._gathered, self._gathered_size = [], 0
+        write_at(self._descriptor, data, self.at)
+        self.at += len(data)
+        self._report(self.at, zlib.crc32(data))
+
+
+def write_at(descriptor: int, data: bytes, offset: int) -> None:
+    """Writes all of `data` at `offset`, however few bytes a single call takes."""
+    view = memoryview(data)
+    while view:
+        count = os.pwrite(descriptor, view, offset)
+        if not count:
+            raise OSError(errno.EIO, "a write took no bytes")
+        offset += count
+        view = view[count:]
+
+
+def _copy_range(source: int, target: int, count: int, offset: int, at: int) -> int:
+    return os.copy_file_range(source, target, count, offset, at)
+
+
+def _send(source: int, target: int, count: int, offset: int, at: int) -> int:
+    os.lseek(target, at, os.SEEK_SET)
+    return os.sendfile(target, source, offset, count)

@@ -1,0 +1,68 @@
+"""The only writer: a file or a folder appears whole, verified and durable, or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from loratools.errors import OutputExists
+from loratools.tensors.folder import Content, WrittenFolder, write_folder
+from loratools.tensors.layout import LateMetadata, Layout
+from loratools.tensors.lazy import LazyTensor
+from loratools.tensors.output import check_free_space, disk_errors, guard_output, sync_folder, temporary_beside
+from loratools.tensors.produce import Progress, Written, produce
+from loratools.tensors.source import LocalFile
+
+__all__ = [
+    "Content",
+    "LateMetadata",
+    "Progress",
+    "Written",
+    "WrittenFolder",
+    "guard_output",
+    "write",
+    "write_folder",
+]
+
+
+def write(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, LazyTensor],
+    metadata: Mapping[str, str],
+    *,
+    inputs: Sequence[LocalFile] = (),
+    overwrite: bool = False,
+    keep_order: bool = False,
+    progress: Progress | None = None,
+    check: Callable[[Path], None] | None = None,
+    late_metadata: LateMetadata | None = None,
+) -> Written:
+    """Writes one safetensors file: refused before, verified and synced under another name, then renamed.
+
+    `check` is the caller's proof: called with the complete temporary, on the calling thread; what it raises undoes the
+    write. `keep_order` lays tensors out as the mapping has them, not in the format's order. Raises OutputRefused,
+    OutputExists, PathNotFound, ResourceError (disk, permission, input changed), InternalError.
+    """
+    target = Path(path)
+    before = guard_output(target, inputs, overwrite=overwrite)
+    layout = Layout.of(tensors, metadata, late_metadata, keep_order=keep_order)
+    temporary = temporary_beside(target)
+    with disk_errors(target, layout.size):
+        try:
+            check_free_space(target.parent, layout.size)
+            written = produce(temporary, layout, before=before, progress=progress, check=check)
+            for file in inputs:
+                file.check_unchanged()
+            _check_still_free(target, before)
+            temporary.replace(target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(target.parent)
+    return Written(target, written.size, written.payload_sha256)
+
+
+def _check_still_free(target: Path, before: os.stat_result | None) -> None:
+    if before is None and os.path.lexists(target):
+        raise OutputExists("the output appeared meanwhile", path=target, hint="--overwrite replaces it")

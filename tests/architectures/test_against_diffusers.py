@@ -1,0 +1,89 @@
+"""diffusers' own single-file converters judge the tables: same names, same rows in the same order."""
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from fixtures import make_shapes  # noqa: E402
+from loratools.architectures.architecture import shapes  # noqa: E402
+from loratools.architectures.registry import architecture  # noqa: E402
+
+
+def checkpoint(naming, table, *, square=()):
+    """A native checkpoint of one-column weights whose rows are all different, and what the table says each holds."""
+    native, expected = {}, {}
+    start = 0
+    for placement in naming.placements():
+        parts = [table[path] for path in placement.paths if path in table]
+        if len(parts) < len(placement.paths):
+            continue
+        rows = sum(part[0] for part in parts)
+        columns = parts[0][1] if placement.native in square else 1
+        weight = torch.arange(start, start + rows * columns, dtype=torch.float64).reshape(rows, columns)
+        start += rows * columns
+        native[placement.weight_key] = weight
+        if placement.layout == "transpose":
+            weight = weight.T
+        if placement.layout == "swap_halves":
+            weight = torch.cat(weight.chunk(2)[::-1])
+        for path, part in zip(placement.paths, weight.split([part[0] for part in parts]), strict=True):
+            expected[path + ".weight"] = part
+    return native, expected
+
+
+def same(converted, expected):
+    assert set(converted) == set(expected)
+    return all(torch.equal(converted[key], expected[key]) for key in expected)
+
+
+@pytest.mark.parametrize("id", ["sd1", "sd2", "sdxl", "sdxl-refiner"])
+def test_ldm_unet_is_what_diffusers_makes_of_it(id):
+    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+
+    unet = architecture(id).by_name["unet"]
+    native, expected = checkpoint(unet.naming("ldm"), shapes(id)["unet"])
+    config = {"layers_per_block": 2, **make_shapes.TABLES[id]["unet"][1]}
+    # diffusers asks for the biases of the ends and of the samplers by name.
+    biases = {key.removesuffix("weight") + "bias": None for key in native}
+    prefixed = {f"model.diffusion_model.{key}": value for key, value in {**native, **biases}.items()}
+    converted = convert_ldm_unet_checkpoint(prefixed, config)
+    assert same({key: value for key, value in converted.items() if value is not None}, expected)
+
+
+@pytest.mark.parametrize(
+    ("id", "component", "prefix"),
+    [
+        ("sd2", "text_encoder", "cond_stage_model.model."),
+        ("sdxl", "text_encoder_2", "conditioner.embedders.1.model."),
+        ("sdxl-refiner", "text_encoder_2", "conditioner.embedders.0.model."),
+    ],
+)
+def test_open_clip_is_what_diffusers_makes_of_it(id, component, prefix):
+    from diffusers.loaders.single_file_utils import convert_open_clip_checkpoint
+
+    class Model:
+        class config:  # noqa: N801
+            hidden_size = shapes(id)[component]["text_model.final_layer_norm"][0]
+
+    known = architecture(id).by_name[component]
+    assert prefix in known.checkpoint
+    native, expected = checkpoint(known.naming("open_clip"), shapes(id)[component], square=("text_projection",))
+    converted = convert_open_clip_checkpoint(Model, {prefix + key: value for key, value in native.items()}, prefix)
+    assert same(converted, expected)
+
+
+@pytest.mark.parametrize("variant", ["flux1-dev", "flux1-schnell"])
+def test_bfl_flux_is_what_diffusers_makes_of_it(variant):
+    from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpoint_to_diffusers
+
+    table = shapes(variant)["transformer"]
+    native, expected = checkpoint(architecture("flux1").by_name["transformer"].naming("bfl"), table)
+    expected_biases = {}
+    for key, value in list(native.items()):
+        if key.endswith(".weight"):
+            native[key.removesuffix("weight") + "bias"] = value[:, 0]
+    for key, value in expected.items():
+        if not key.endswith(tuple(f"norm_{name}.weight" for name in ("q", "k", "added_q", "added_k"))):
+            expected_biases[key.removesuffix("weight") + "bias"] = value[:, 0]
+    converted = convert_flux_transformer_checkpoint_to_diffusers(native)
+    assert same(converted, expected | expected_biases)

@@ -1,0 +1,242 @@
+"""Laws that every table keeps, over the registry: a new architecture is tested the minute it is listed."""
+
+import json
+import zlib
+from collections import Counter
+
+import pytest
+
+from fixtures import make_shapes
+from loratools.architectures.architecture import TABLES, shapes
+from loratools.architectures.naming import Placement, Template, skeleton
+from loratools.architectures.registry import ARCHITECTURES, architecture, index
+from loratools.errors import UsageError
+
+COMPONENTS = [
+    pytest.param(known, component, id=f"{known.id}-{component.name}")
+    for known in ARCHITECTURES
+    for component in known.components
+]
+NAMINGS = [
+    pytest.param(known, component, naming, id=f"{known.id}-{component.name}-{naming.name}")
+    for known in ARCHITECTURES
+    for component in known.components
+    for naming in component.namings
+]
+VARIANTS = [
+    pytest.param(known, variant, id=variant.shapes) for known in ARCHITECTURES for variant in known.variants
+]
+# Modules that single-file checkpoints hold and pipelines do not: open_clip's last block and its projection in SD2.
+CHECKPOINT_ONLY = {("sd2", "text_encoder"): ("text_model.encoder.layers.23.", "text_projection")}
+
+
+def canonical_paths(component):
+    return {placement.native for placement in component.namings[0].placements()}
+
+
+def checkpoint_only(known, component, path):
+    return path.startswith(CHECKPOINT_ONLY.get((known.id, component.name), ("\0",)))
+
+
+def table_paths(known, component):
+    return set().union(*(shapes(variant.shapes)[component.name] for variant in known.variants))
+
+
+@pytest.mark.parametrize(("known", "component", "naming"), NAMINGS)
+def test_each_skeleton_has_one_set_of_fixed_positions(known, component, naming):
+    for table in (naming.natives.table, naming.canonicals.table):
+        assert [words for words, by_positions in table.items() if len(by_positions) > 1] == []
+
+
+@pytest.mark.parametrize(("known", "component", "naming"), NAMINGS)
+def test_native_paths_are_unambiguous_flat_and_dotted(known, component, naming):
+    natives = [placement.native for placement in naming.placements()]
+    for spelling in (natives, [native.replace(".", "_") for native in natives]):
+        assert [path for path, times in Counter(spelling).items() if times > 1] == []
+
+
+@pytest.mark.parametrize(("known", "component", "naming"), NAMINGS)
+def test_every_native_path_is_found_flat_and_dotted(known, component, naming):
+    for placement in naming.placements():
+        assert naming.at_native(*skeleton(placement.native)) == placement
+        assert naming.at_native(*skeleton(placement.native.replace(".", "_"))) == placement
+
+
+@pytest.mark.parametrize(("known", "component", "naming"), NAMINGS)
+def test_canonical_then_native_then_canonical_is_identity(known, component, naming):
+    seen = []
+    for placement in naming.placements():
+        for path in placement.paths:
+            assert naming.at_canonical(path) == placement
+        seen += placement.paths
+    assert [path for path, times in Counter(seen).items() if times > 1] == []
+
+
+@pytest.mark.parametrize(("known", "component"), COMPONENTS)
+def test_first_naming_is_canonical(known, component):
+    for placement in component.namings[0].placements():
+        assert placement == Placement(placement.native, (placement.native,), (1,), "rows")
+
+
+@pytest.mark.parametrize(("known", "component", "naming"), NAMINGS)
+def test_every_naming_covers_every_canonical_path_and_no_rule_is_dead(known, component, naming):
+    covered = {path for placement in naming.placements() for path in placement.paths}
+    assert canonical_paths(component) - covered == set()
+    beyond = covered - canonical_paths(component)
+    assert {path for path in beyond if not checkpoint_only(known, component, path)} == set()
+
+
+@pytest.mark.parametrize(("known", "component"), COMPONENTS)
+def test_namings_agree_where_they_spell_alike(known, component):
+    meanings = {}
+    for naming in component.namings:
+        for placement in naming.placements():
+            # A bare parameter and a module of one name are told apart by their keys: text_projection[.weight].
+            key = (skeleton(placement.native), bool(placement.joint))
+            assert meanings.setdefault(key, (placement.paths, placement.layout)) == (placement.paths, placement.layout)
+
+
+@pytest.mark.parametrize(("known", "component"), COMPONENTS)
+def test_index_knows_every_path(known, component):
+    for naming in component.namings:
+        for placement in naming.placements():
+            assert (known.id, component.name, naming.name) in index()[skeleton(placement.native)[0]]
+
+
+@pytest.mark.parametrize(("known", "variant"), VARIANTS)
+def test_shape_table_is_what_the_real_classes_have(known, variant):
+    written = json.loads(zlib.decompress((TABLES / f"{variant.shapes}.json.gz").read_bytes(), wbits=31))
+    made = json.loads(zlib.decompress(make_shapes.document(variant.shapes), wbits=31))
+    assert written == made
+
+
+def test_every_shape_table_belongs_to_a_variant():
+    listed = {variant.shapes for known in ARCHITECTURES for variant in known.variants}
+    assert {path.name.removesuffix(".json.gz") for path in TABLES.iterdir()} == listed == set(make_shapes.TABLES)
+
+
+@pytest.mark.parametrize(("known", "component"), COMPONENTS)
+def test_canonical_paths_are_the_weights_of_the_real_class(known, component):
+    assert canonical_paths(component) == table_paths(known, component)
+
+
+@pytest.mark.parametrize(("known", "component"), COMPONENTS)
+def test_canonical_paths_are_modules_of_the_real_class(known, component):
+    import torch
+
+    build, config = make_shapes.TABLES[known.variants[0].shapes][component.name]
+    with torch.device("meta"):
+        model = build(config)
+    level = "" if hasattr(model, "text_model") or build is not make_shapes.clip else "text_model."
+    for path in shapes(known.variants[0].shapes)[component.name]:
+        assert isinstance(model.get_submodule(path.removeprefix(level)).weight, torch.nn.Parameter)
+
+
+@pytest.mark.parametrize(("known", "component", "naming"), NAMINGS)
+def test_ratios_are_those_of_the_real_shapes(known, component, naming):
+    for variant in known.variants:
+        table = shapes(variant.shapes)[component.name]
+        for placement in naming.placements():
+            parts = [table[path] for path in placement.paths if path in table]
+            assert len(placement.ratio) == len(placement.paths)
+            if len(parts) == len(placement.paths):
+                unit = parts[0][0] // placement.ratio[0]
+                assert [part[0] for part in parts] == [unit * share for share in placement.ratio]
+                assert len({part[1:] for part in parts}) == 1
+
+
+@pytest.mark.parametrize(("known", "component", "naming"), NAMINGS)
+def test_layouts_fit_the_real_shapes(known, component, naming):
+    for variant in known.variants:
+        table = shapes(variant.shapes)[component.name]
+        for placement in naming.placements():
+            shape = table.get(placement.paths[0])
+            if placement.layout == "swap_halves":
+                assert shape is None or shape[0] % 2 == 0
+            if placement.layout == "transpose":
+                assert shape is None or len(shape) == 2
+            if placement.layout != "rows":
+                assert len(placement.paths) == 1
+
+
+def test_ids_are_alphabetical_and_unique():
+    ids = [known.id for known in ARCHITECTURES]
+    assert ids == sorted(set(ids))
+
+
+@pytest.mark.parametrize("known", ARCHITECTURES, ids=lambda known: known.id)
+def test_words_of_an_architecture_are_unambiguous(known):
+    words = [word for component in known.components for word in component.short]
+    assert len(words) == len(set(words))
+    prefixes = [prefix for component in known.components for prefix in component.checkpoint]
+    assert len(prefixes) == len(set(prefixes))
+    assert known.denoiser.naming(known.kohya) is not None
+
+
+def test_claims_name_one_architecture_each():
+    claims = [word for known in ARCHITECTURES for word in (*known.specification, *known.base_versions)]
+    assert [word for word, times in Counter(claims).items() if times > 1] == []
+
+
+def test_unknown_architecture_names_the_nearest():
+    with pytest.raises(UsageError) as caught:
+        architecture("sdxl-refinr")
+    assert "sdxl-refiner" in caught.value.hint
+    assert architecture("sdxl").id == "sdxl"
+
+
+@pytest.mark.parametrize(
+    ("path", "found"),
+    [
+        ("down_blocks.0.resnets.0.conv1", (("down", "blocks", "#", "resnets", "#", "conv1"), (0, 0))),
+        ("to__q_", (("to", "q"), ())),
+        ("a.007.1234567.²", (("a", "007", "1234567", "²"), ())),
+        ("a.#.0", (("a", "##", "#"), (0,))),
+    ],
+)
+def test_skeleton_has_a_hole_for_every_number(path, found):
+    assert skeleton(path) == found
+
+
+def test_holes_are_bounded_and_agree():
+    template = Template.parse("a.{i<3}.b.{i<3}.2")
+    assert template.holes((2, 2, 2)) == {"i": 2}
+    assert template.holes((3, 3, 2)) is None
+    assert template.holes((1, 2, 2)) is None
+    assert template.fill({"i": 1}) == "a.1.b.1.2"
+
+
+@pytest.mark.parametrize(
+    ("id", "component", "naming", "native", "paths"),
+    [
+        ("sd1", "unet", "ldm", "output_blocks.2.1.conv", ("up_blocks.0.upsamplers.0.conv",)),
+        ("sd1", "unet", "ldm", "output_blocks.5.2.conv", ("up_blocks.1.upsamplers.0.conv",)),
+        ("sdxl", "unet", "ldm", "output_blocks.2.2.conv", ("up_blocks.0.upsamplers.0.conv",)),
+        ("sdxl", "unet", "ldm", "input_blocks.3.0.op", ("down_blocks.0.downsamplers.0.conv",)),
+        ("sdxl", "unet", "ldm", "label_emb.0.2", ("add_embedding.linear_2",)),
+        ("flux1", "transformer", "bfl", "final_layer.adaLN_modulation.1", ("norm_out.linear",)),
+        (
+            "flux1", "transformer", "bfl", "single_blocks.37.linear1",
+            tuple(f"single_transformer_blocks.37.{name}" for name in ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")),
+        ),
+    ],
+)  # fmt: skip
+def test_known_places(id, component, naming, native, paths):
+    placement = architecture(id).by_name[component].naming(naming).at_native(*skeleton(native))
+    assert placement.paths == paths
+
+
+def test_keys_of_bare_and_odd_parameters():
+    flux, clip = architecture("flux1").by_name["transformer"], architecture("sdxl").by_name["text_encoder_2"]
+    norm = flux.naming("bfl").at_canonical("transformer_blocks.0.attn.norm_added_q")
+    assert (norm.weight_key, norm.bias_key) == (
+        "double_blocks.0.txt_attn.norm.query_norm.scale",
+        "double_blocks.0.txt_attn.norm.query_norm.bias",
+    )
+    qkv = clip.naming("open_clip").at_canonical("text_model.encoder.layers.31.self_attn.k_proj")
+    assert (qkv.weight_key, qkv.bias_key) == (
+        "transformer.resblocks.31.attn.in_proj_weight",
+        "transformer.resblocks.31.attn.in_proj_bias",
+    )
+    projection = clip.naming("open_clip").at_canonical("text_projection")
+    assert (projection.weight_key, projection.bias_key, projection.layout) == ("text_projection", None, "transpose")

@@ -1,0 +1,96 @@
+"""README.md against the program: what it names exists, what exists is named."""
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+
+import loratools
+from loratools.cli.failures import EXIT_CODES
+from loratools.cli.main import VERBS, cli
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def command_lines():
+    """Every `loratools …` line of a bash block, as words."""
+    for language, text in BLOCKS:
+        for line in text.splitlines() if language == "bash" else ():
+            for part in line.split("&&"):
+                words = shlex.split(part)
+                if words and words[0].endswith("loratools"):
+                    yield words[1:]
+
+
+def test_every_command_stands_in_the_overview_and_none_that_is_not_there():
+    overview = next(text for language, text in BLOCKS if language == "text" and "loratools inspect" in text)
+    named = re.findall(r"^loratools ([a-z]+)", overview, flags=re.MULTILINE)
+    assert sorted(named) == [verb.name for verb in VERBS]
+
+
+@pytest.mark.parametrize("words", list(command_lines()), ids=" ".join)
+def test_command_lines_parse(words):
+    with cli.make_context("loratools", list(words), resilient_parsing=True):
+        command = cli.get_command(None, words[0])
+    assert isinstance(command, click.Command)
+    command.make_context(words[0], words[1:]).close()
+
+
+def test_exit_codes_are_those_of_the_program():
+    table = re.findall(r"^\| (\d+) \| (.+) \|$", README, flags=re.MULTILINE)
+    assert [(int(code), meaning) for code, meaning in table] == list(EXIT_CODES)
+
+
+def test_options_named_in_prose_exist():
+    known = {name for verb in VERBS for parameter in cli.get_command(None, verb.name).params for name in parameter.opts}
+    known |= {name for parameter in cli.params for name in parameter.opts}
+    elsewhere = {"--extra-index-url"}  # pip's
+    named = set(re.findall(r"`(--[a-z-]+)", README)) | set(re.findall(r"`loratools [^`]*?(--[a-z-]+)", README))
+    assert named - elsewhere - {"--help"} <= known
+
+
+def test_python_names_exist():
+    block = next(text for language, text in BLOCKS if language == "python")
+    compile(block, "README.md", "exec")
+    verbs = set(re.findall(r"\blt\.(\w+)", block))
+    assert verbs >= {"open", "convert", "compare", "inspect"}
+    for name in verbs:
+        assert callable(getattr(loratools, name)), name
+
+
+def test_the_python_block_runs_as_it_stands(adapters, tmp_path, monkeypatch):
+    (tmp_path / "style.safetensors").write_bytes((adapters / "sd1.safetensors").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(compile(next(text for language, text in BLOCKS if language == "python"), "README.md", "exec"), names)
+    assert names["result"].proof.identical > 0
+
+
+def test_every_public_verb_is_callable_after_every_part_of_the_package_was_imported():
+    import loratools.operations.catalogue
+    import loratools.operations.inspect
+
+    for name in loratools.__all__:
+        assert name.startswith("__") or callable(getattr(loratools, name)), name
+
+
+def test_folders_and_files_named_exist():
+    for folder in re.findall(r"^\| `([a-z_]+/)` \|", README, flags=re.MULTILINE):
+        assert (REPOSITORY / "loratools" / folder).is_dir(), folder
+    for name in re.findall(r"`((?:architectures|formats|adapters|cli)/\w+\.py)`", README):
+        assert (REPOSITORY / "loratools" / name).is_file(), name
+    for name in re.findall(r"`((?:benchmarks|fixtures)/\w+\.py)`", README):
+        assert (REPOSITORY / name).is_file(), name
+
+
+def test_the_test_command_can_be_split_where_ci_splits_it():
+    marked = re.search(r"<!-- test command -->\n```bash\n(.+)\n```", README)
+    assert marked is not None
+    set_up, _, tests = marked[1].rpartition(" && ")
+    assert "constraints.txt" in set_up
+    assert "torch==2.13.0" in set_up
+    assert tests.startswith(".venv/bin/pytest")
