@@ -48,7 +48,7 @@ PEER = """
 import sys
 from diffusers import StableDiffusionXLPipeline
 from safetensors.torch import save_file
-tensors = StableDiffusionXLPipeline.lora_state_dict(sys.argv[1])
+tensors, _alphas = StableDiffusionXLPipeline.lora_state_dict(sys.argv[1])
 save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, sys.argv[2])
 """
 

@@ -29,7 +29,7 @@ HEAVY = ("torch", "numpy", "safetensors", "diffusers", "peft", "transformers", "
 ALLOWED = {
     "torch": {"adapters", "operations", "pipelines", "tensors"},
     "numpy": {"pipelines", "reports"},
-    "safetensors": {"pipelines"},
+    "safetensors": {"operations", "pipelines"},
     "diffusers": {"pipelines"},
     "peft": {"pipelines"},
     "transformers": {"pipelines"},

@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -34,10 +36,10 @@ def test_every_command_stands_in_the_overview_and_none_that_is_not_there():
 
 @pytest.mark.parametrize("words", list(command_lines()), ids=" ".join)
 def test_command_lines_parse(words):
-    with cli.make_context("loratools", list(words), resilient_parsing=True):
-        command = cli.get_command(None, words[0])
-    assert isinstance(command, click.Command)
-    command.make_context(words[0], words[1:]).close()
+    with cli.make_context("loratools", list(words), resilient_parsing=True) as above:
+        command = cli.get_command(above, words[0])
+        assert isinstance(command, click.Command)
+        command.make_context(words[0], words[1:], parent=above).close()
 
 
 def test_exit_codes_are_those_of_the_program():
@@ -94,3 +96,14 @@ def test_the_test_command_can_be_split_where_ci_splits_it():
     assert "constraints.txt" in set_up
     assert "torch==2.13.0" in set_up
     assert tests.startswith(".venv/bin/pytest")
+
+
+def test_figures_are_those_of_the_newest_results():
+    done = subprocess.run(
+        [sys.executable, "-c", "import readme; print(readme.figures(), end='')"],
+        cwd=REPOSITORY / "benchmarks",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert re.search(r"<!-- figures -->\n(.*?)<!-- end of figures -->", README, flags=re.DOTALL)[1] == done.stdout

@@ -21,6 +21,7 @@ from loratools.adapters.factors import (
     not_empty,
     refusal,
     require,
+    told,
     whole,
 )
 from loratools.adapters.oft import cayley, rescaled
@@ -60,6 +61,8 @@ class BOFT:
 
     def weight_shape(self, factors: Factors) -> tuple[int | None, ...] | None:
         """(k·b, None)."""
+        if not told(factors, blocks=3):
+            return None
         return factors["blocks"].shape[1] * factors["blocks"].shape[2], None
 
     def check(self, factors: Factors, key: str | None = None) -> None:
@@ -70,6 +73,8 @@ class BOFT:
         agree(self.name, "dimensions of blocks", 4, len(shape), key)
         agree(self.name, "columns of a block", shape[2], shape[3], key)
         agree(self.name, "rows of a block, modulo 2", 0, shape[2] % 2, key)
+        span = 2 ** (shape[0] - 1) * shape[2]
+        agree(self.name, f"rows modulo the span of the last stage ({span})", 0, shape[1] * shape[2] % span, key)
         if "rescale" in factors:
             agree(self.name, "elements of rescale", shape[1] * shape[2], factors["rescale"].numel, key)
 

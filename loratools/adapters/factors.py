@@ -74,6 +74,11 @@ def at_least(kind: str, factors: Factors, name: str, dimensions: int, key: str |
         raise incomplete(kind, f"{name} {shape} has too few dimensions", key, expected=dimensions, found=len(shape))
 
 
+def told(factors: Factors, **dimensions: int) -> bool:
+    """Whether these roles are there with at least so many dimensions: what a shape can be read from before a check."""
+    return all(name in factors and len(factors[name].shape) >= least for name, least in dimensions.items())
+
+
 def flat(tensor: LazyTensor) -> tuple[int, int]:
     """(rows, elements of one row)."""
     return tensor.shape[0], math.prod(tensor.shape[1:])

@@ -64,6 +64,8 @@ class Stored:
         """The shape of the stored difference; only (out, None) is known where there is a bias alone."""
         if self.weight in factors:
             return factors[self.weight].shape
+        if self.bias not in factors:
+            return None
         return (factors[self.bias].numel, None) if self.name == "full" else (factors[self.bias].numel,)
 
     def check(self, factors: Factors, key: str | None = None) -> None:

@@ -28,6 +28,7 @@ from loratools.adapters.factors import (
     spans,
     stack,
     swapped,
+    told,
     whole,
 )
 from loratools.model import Scale
@@ -67,12 +68,14 @@ class GLoRA:
 
     def rank(self, factors: Factors) -> int | None:
         """The inner extent of b1 · b2."""
-        if any(name not in factors for name in PAIRS):
+        if not told(factors, a1=2, a2=2, b1=2, b2=2):
             return None
         return factors["b1"].shape[0] if self.is_old(factors) else factors["b2"].shape[0]
 
     def weight_shape(self, factors: Factors) -> tuple[int | None, ...] | None:
         """(out, in, kernel…)."""
+        if not told(factors, a1=2, a2=2, b1=2, b2=2):
+            return None
         output, inputs = self._sides(factors)
         kernel = factors["bm"].shape[2:] if "bm" in factors else factors[inputs].shape[2:]
         return factors[output].shape[0], factors[inputs].shape[1], *kernel

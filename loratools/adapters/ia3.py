@@ -68,6 +68,8 @@ class IA3:
 
     def weight_shape(self, factors: Factors) -> tuple[int | None, ...] | None:
         """(None, in) or (out, None)."""
+        if "scale_vector" not in factors:
+            return None
         extent = factors["scale_vector"].numel
         return (None, extent) if self.on_input(factors) else (extent, None)
 

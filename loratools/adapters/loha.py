@@ -24,6 +24,7 @@ from loratools.adapters.factors import (
     spans,
     split_by_roles,
     swap_by_roles,
+    told,
     transposed,
     whole,
 )
@@ -71,6 +72,8 @@ class LoHa:
 
     def weight_shape(self, factors: Factors) -> tuple[int | None, ...] | None:
         """(out, in, kernel…) with a core, else (out, in·kernel)."""
+        if not told(factors, w1_a=2, w1_b=2):
+            return None
         if "t1" in factors:
             return factors["w1_a"].shape[1], factors["w1_b"].shape[1], *factors["t1"].shape[2:]
         return factors["w1_a"].shape[0], flat(factors["w1_b"])[1]

@@ -27,6 +27,7 @@ from loratools.adapters.factors import (
     spans,
     stack,
     swapped,
+    told,
     transposed,
     whole,
 )
@@ -82,6 +83,9 @@ class LoKr:
 
     def weight_shape(self, factors: Factors) -> tuple[int | None, ...] | None:
         """(out, in, kernel…); a flattened w2_b gives (out, in·kernel)."""
+        first = told(factors, w1=2) or told(factors, w1_a=2, w1_b=2)
+        if not first or not (told(factors, w2=2) or told(factors, w2_a=2, w2_b=2)):
+            return None
         a, c = self._first(factors)
         b, d, kernel = self._second(factors)
         return a * b, c * d, *kernel
@@ -124,7 +128,7 @@ class LoKr:
 
         first, second = (self.factor(factors, number, dtype) for number in (1, 2))
         first = first.reshape(*first.shape, *(1,) * (second.ndim - 2))
-        return dora.decomposed(torch.kron(first, second) * float(scale), base, factors)
+        return dora.decomposed(torch.kron(first, second.contiguous()) * float(scale), base, factors)
 
     def factor(self, factors: Factors, number: int, dtype: str = "float32") -> torch.Tensor:
         """w1 [a, c] (number 1) or w2 [b, d, kernel…] (number 2), multiplied out."""

@@ -26,6 +26,7 @@ from loratools.adapters.factors import (
     split_by_roles,
     stack_or_zeros,
     swap_by_roles,
+    told,
     transposed,
     whole,
 )
@@ -39,7 +40,10 @@ NO_ROWS = "the rows of an embedding are its vocabulary"
 
 
 class LoRA:
-    """down [r, in, kernel…] · up [out, r] · mid [r, r, kernel…]; embedding_down [r, vocab] · embedding_up [dim, r]."""
+    """down [r, in, kernel…] · up [out, r] · mid [r, r, kernel…]; embedding_down [r, vocab] · embedding_up [dim, r].
+
+    Two biases [out] can stand beside: `up_bias`, which the scale multiplies (PEFT), and `bias_diff`, which it does not.
+    """
 
     name = "lora"
     roles = (
@@ -47,6 +51,7 @@ class LoRA:
         Role("up", required=True, rows=True),
         Role("mid"),
         Role("up_bias", rows=True),
+        Role("bias_diff", rows=True),
         Role("embedding_down", required=True),
         Role("embedding_up", required=True),
         *dora.MAGNITUDES,
@@ -74,8 +79,10 @@ class LoRA:
 
     def weight_shape(self, factors: Factors) -> tuple[int | None, ...] | None:
         """(out, in, kernel…) of the weight; (vocab, dim) of an embedding."""
-        if "embedding_down" in factors:
+        if told(factors, embedding_down=2, embedding_up=2):
             return factors["embedding_down"].shape[1], factors["embedding_up"].shape[0]
+        if not told(factors, down=2, up=2):
+            return None
         kernel = factors["mid"].shape[2:] if "mid" in factors else factors["down"].shape[2:]
         return factors["up"].shape[0], factors["down"].shape[1], *kernel
 
@@ -95,8 +102,8 @@ class LoRA:
             agree(self.name, "first extents of mid", (rank, rank), factors["mid"].shape[:2], key)
             agree(self.name, "kernel of down beside mid", 1, math.prod(factors[down].shape[2:]), key)
         rows = factors[up].shape[0]
-        if "up_bias" in factors:
-            agree(self.name, "elements of up_bias", rows, factors["up_bias"].numel, key)
+        for bias in (name for name in ("up_bias", "bias_diff") if name in factors):
+            agree(self.name, f"elements of {bias}", rows, factors[bias].numel, key)
         dora.check_magnitudes(self.name, factors, rows, factors[down].shape[1], key)
 
     def low_rank(self, factors: Factors, dtype: str = "float32") -> tuple[torch.Tensor, torch.Tensor]:
@@ -132,8 +139,12 @@ class LoRA:
     def bias_delta(
         self, factors: Factors, scale: Scale, base: torch.Tensor | None = None, *, dtype: str = "float32"
     ) -> torch.Tensor | None:
-        """scale · up_bias [out] (PEFT's lora_bias), or None."""
-        return scaled_bias(factors, "up_bias", scale, dtype)
+        """scale · up_bias + bias_diff [out], or None."""
+        scaled = scaled_bias(factors, "up_bias", scale, dtype)
+        if "bias_diff" not in factors:
+            return scaled
+        stored = load(factors["bias_diff"], dtype).reshape(-1)
+        return stored if scaled is None else scaled + stored
 
     def split_rows(self, factors: Factors, sizes: Sequence[int]) -> list[dict[str, LazyTensor]]:
         """`down` shared, `up`, its bias and the magnitude sliced: exact."""
@@ -157,6 +168,7 @@ class LoRA:
             "up": output_side(self.name, "up", parts, sizes, place),
             "mid": core(self.name, "mid", parts, place),
             "up_bias": stack_or_zeros(self.name, "up_bias", parts, sizes),
+            "bias_diff": stack_or_zeros(self.name, "bias_diff", parts, sizes),
             "magnitude": magnitude,
         }
         return {role: tensor for role, tensor in fused.items() if tensor is not None}
@@ -176,7 +188,7 @@ class LoRA:
 
     def transpose(self, factors: Factors) -> dict[str, LazyTensor]:
         """The adapter of the transposed weight: up and down exchange roles, and so do the magnitudes."""
-        if "mid" in factors or "embedding_down" in factors or "up_bias" in factors:
+        if {"mid", "embedding_down", "up_bias", "bias_diff"} & set(factors):
             raise refusal(self.name, "transpose", "only a plain pair of matrices has a transpose")
         turned = {"down": transposed(factors["up"]), "up": transposed(factors["down"])}
         for ours, theirs in (("magnitude", "input_magnitude"), ("input_magnitude", "magnitude")):

@@ -28,6 +28,7 @@ from loratools.adapters.factors import (
     spans,
     stack,
     swapped,
+    told,
     whole,
 )
 from loratools.model import Scale
@@ -69,8 +70,10 @@ class OFT:
 
     def weight_shape(self, factors: Factors) -> tuple[int | None, ...] | None:
         """(k·n, None) on the output side; (None, k·n) on the input side, None where one block serves all."""
-        if "blocks" in factors:
+        if told(factors, blocks=2):
             return factors["blocks"].shape[0] * factors["blocks"].shape[1], None
+        if not told(factors, skew=2):
+            return None
         count, entries = factors["skew"].shape
         return None, None if count == 1 else count * _order(entries)
 

@@ -1,4 +1,4 @@
-"""Regroup adapters over the layers that a destination fuses: untouched, slice, pad, share or block. Never a new delta."""
+"""Regroup adapters over the layers that a destination fuses: untouched, slice, pad, share or block."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ from loratools.adapters.fold import alpha_for, folded
 from loratools.adapters.kind import Kind, kind_of
 from loratools.adapters.slices import Groups, Piece, Slicer
 from loratools.errors import ArchitectureMismatch, IncompleteAdapter, NotRepresentable
-from loratools.model import Alpha, Scale, Target
+from loratools.model import Scale, Target
 from loratools.tensors.lazy import LazyTensor
 
 What = Literal["untouched", "slice", "pad", "share", "block", "fold"]
+
+
+ONE = Scale(Fraction(1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,8 @@ def regroup(
         if first.target.paths == target.paths:
             done.append(first)
             steps.append(Step(target, "untouched"))
+            if first.target.name in slicer.recorded:
+                groups[first.target.name] = slicer.recorded[first.target.name]
         elif len(target.paths) == 1:
             piece = slicer.slice(first, target.paths[0])
             if piece.factors is not None:
@@ -113,7 +118,7 @@ class _Part:
     shares: int
     source: Adapter | None = None
     factors: Mapping[str, LazyTensor] | None = None
-    scale: Scale = Scale(Fraction(1))
+    scale: Scale = ONE
 
 
 def _assembled(
@@ -158,7 +163,7 @@ def _assembled(
         groups[target.name] = [
             (path, *span) for part, span in zip(parts, columns, strict=True) if span is not None for path in part.paths
         ]
-    return Adapter(target, kind.name, fused, alpha, _origin(present, target)), steps
+    return Adapter(target, kind.name, fused, alpha, _origin(present)), steps
 
 
 def _parts(target: Target, sources: Mapping[str, Adapter | None], slicer: Slicer) -> list[_Part]:
@@ -263,7 +268,7 @@ def _note(parts: Sequence[_Part], present: Sequence[_Part], rank: int | None) ->
     return note + (f"; no change for {', '.join(missing)}" if missing else "")
 
 
-def _origin(present: Sequence[_Part], target: Target) -> Origin | None:
+def _origin(present: Sequence[_Part]) -> Origin | None:
     origins = [part.source.origin for part in present if part.source and part.source.origin]
     if not origins:
         return None

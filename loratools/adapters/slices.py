@@ -60,11 +60,26 @@ def sizes_of(adapter: Adapter) -> tuple[int, ...]:
     return sizes
 
 
+def _listed(entries: object) -> dict[str, Columns] | None:
+    """The columns by path of one record, None for anything else: records come out of files, and may hold nonsense."""
+    listed: dict[str, Columns] = {}
+    for entry in entries if isinstance(entries, Sequence) else ():
+        if not isinstance(entry, Sequence) or [type(item) for item in entry] != [str, int, int]:
+            return None
+        listed[entry[0]] = (entry[1], entry[2])
+    return listed or None
+
+
+def _beside(source: Adapter) -> bool:
+    """Whether a part whose `up` is all zero may still change something: by a bias or a magnitude of its own."""
+    return not {"up_bias", "bias_diff", "magnitude"}.isdisjoint(source.factors)
+
+
 class Slicer:
     """Cuts fused adapters into pieces, each adapter once; `recorded` are the groups of the run that fused them."""
 
     def __init__(self, recorded: Groups) -> None:
-        self._recorded = recorded
+        self.recorded = recorded
         self._cut: dict[int, dict[str, Piece]] = {}
 
     def slice(self, source: Adapter, path: str) -> Piece:
@@ -95,18 +110,17 @@ class Slicer:
     ) -> tuple[dict[str, Columns | None], str]:
         """The columns of every path (none listed: the full rank), and how they are known."""
         note = "rows"
-        if source.target.name in self._recorded:
-            listed = {path: (first, last) for path, first, last in self._recorded[source.target.name]}
-            spans: dict[str, Columns | None] = {path: listed.get(path) for path in parts}
-            if self._holds(source, parts, spans):
+        if source.target.name in self.recorded:
+            listed = _listed(self.recorded[source.target.name])
+            spans: dict[str, Columns | None] = {path: (listed or {}).get(path) for path in parts}
+            if listed and self._holds(source, parts, spans):
                 return spans, "recorded block"
             note = "the recorded blocks do not fit the values: full rank kept"
         up = source.factors.get("up") if source.kind == "lora" else None
-        # A bias is a change of its own: a part that only has one must not be left out.
-        if up is None or source.rank is None or "up_bias" in source.factors or "magnitude" in source.factors:
+        if up is None:
             return {}, note
         owned = owned_columns(up, [part["up"].shape[0] for part in parts.values()])
-        if owned is None:
+        if owned is None or (None in owned and _beside(source)):
             return {}, note
         return dict(zip(parts, owned, strict=True)), "block found by its zeros"
 
@@ -122,7 +136,7 @@ class Slicer:
             if source.kind == "lora":
                 if not only_these_columns(factors["up"], span):
                     return False
-                if span is None and ("up_bias" in factors or "magnitude" in factors):
+                if span is None and _beside(source):
                     return False
             elif "t1" in factors or not all(only_these_columns(factors[role], span) for role in ("w1_a", "w2_a")):
                 return False

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
 from loratools.architectures.naming import Naming, canonical_naming
 from loratools.architectures.rules import Rule, rename
@@ -55,6 +56,7 @@ class Levels:
     add_embedding: bool = False
 
 
+@cache
 def unet_namings(levels: Levels) -> tuple[Naming, Naming]:
     """The namings "diffusers" (canonical) and "ldm" of one UNet."""
     rules = tuple(_rules(levels))

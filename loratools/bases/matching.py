@@ -99,9 +99,10 @@ def _places(key: str, owners: frozenset[tuple[str, str]]) -> Iterator[tuple[Spel
                 continue
             naming = architecture(spelt.architecture).by_name[spelt.component].naming(spelt.naming)
             placement = naming.at_native(words, numbers) if naming else None
-            if placement and placement.native == path and placement.joint == joint:
-                if not joint or leaf in ("bias", placement.weight):
-                    yield spelt, placement
+            if not placement or (placement.native, placement.joint) != (path, joint):
+                continue
+            if not joint or leaf in ("bias", placement.weight):
+                yield spelt, placement
 
 
 def _readings(keys: Iterable[str], forced: str | None) -> dict[str, list[_Reading]]:

@@ -52,14 +52,31 @@ def command(
 def view(page: Page, document: Document, manner: Manner) -> None:
     """The verdict, and the modules that differ (with -v: all)."""
     verdict = "the same change" if document["equal"] else "different"
-    page.line(
-        f"{verdict}: worst relative error {document['worst']:.3g}, tolerance {document['tolerance']:g}", strong=True
+    worst = _figure(document["worst"])
+    page.line(f"{verdict}: worst relative error {worst}, tolerance {document['tolerance']:g}", strong=True)
+    page.facts(
+        [
+            ("modules", f"{document['compared']:,}"),
+            ("only in A", document["only_in_a"] or None),
+            ("only in B", document["only_in_b"] or None),
+        ]
     )
-    rows = [row for row in document["modules"] if manner.verbose or not row["equal"]]
+    rows = [row for row in document["modules"] if manner.verbose or differs(row, document["tolerance"])]
     if rows:
-        names = [name for name in rows[0] if name != "equal"]
-        page.table(names, [[_figure(row[name]) for name in names] for row in rows])
+        page.line("")
+    page.table(
+        ("module", "in", ">relative error", ">cosine", "seen as"),
+        [
+            (row["module"], row["where"], _figure(row["relative_error"]), _figure(row["cosine"]), row["proof"])
+            for row in rows
+        ],
+    )
 
 
-def _figure(value: object) -> object:
-    return f"{value:.3g}" if isinstance(value, float) else value
+def differs(row: Document, tolerance: float) -> bool:
+    """Whether a module breaks the equality; an error of null is an infinite one."""
+    return row["relative_error"] is None or row["relative_error"] > tolerance
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"

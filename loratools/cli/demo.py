@@ -7,9 +7,11 @@ from pathlib import Path
 
 import click
 
+from loratools.cli import inspect as inspection
+from loratools.cli.convert import proven
 from loratools.cli.options import Manner, speaks
 from loratools.cli.render import Document, Page, emit
-from loratools.cli.text import visible
+from loratools.cli.text import human_bytes, visible
 
 
 @click.command("demo")
@@ -29,10 +31,32 @@ def command(manner: Manner, *, keep: Path | None, seed: int) -> None:
             sys.stderr.write(f"{visible(line)}\n")
             sys.stderr.flush()
 
-    emit(demo(keep, seed=seed, report=tell).to_dict(), manner, view)
+    result = demo(keep, seed=seed, report=tell)
+    emit(result.to_dict(), manner, view)
+    if not result.passed:
+        click.get_current_context().exit(1)
 
 
 def view(page: Page, document: Document, manner: Manner) -> None:
-    """One line a step."""
-    del manner
-    page.facts((name, value) for name, value in document.items() if isinstance(value, str | int | float))
+    """What was found in the adapter, one row a conversion, and the verdict."""
+    inspection.view(page, document["inspection"], manner)
+    page.line("")
+    page.table(
+        ("converted to", ">size", "proof", ">worst error against the first"),
+        [
+            (
+                link["to"],
+                human_bytes(link["conversion"]["size"]),
+                proven(link["conversion"]["proof"]),
+                "infinite" if link["comparison"]["worst"] is None else f"{link['comparison']['worst']:.3g}",
+            )
+            for link in document["links"]
+        ],
+    )
+    page.line("")
+    page.line(
+        "there and back: " + ("every tensor is the same, byte for byte" if document["identical_bytes"] else "CHANGED")
+    )
+    if document["folder"]:
+        page.line(f"the files are in {document['folder']}")
+    page.line("passed" if document["passed"] else "FAILED", strong=True)

@@ -11,10 +11,11 @@ from loratools.cli import options
 from loratools.cli.failures import print_message
 from loratools.cli.options import Manner, speaks
 from loratools.cli.render import Document, Page, counted, emit
-from loratools.cli.text import plural
+from loratools.cli.text import human_bytes
 from loratools.errors import LoratoolsError
 
 SCHEMA = "loratools.inspect/1"
+SHOWN = 20  # unknown keys on a page
 
 
 @click.command("inspect")
@@ -35,7 +36,7 @@ def command(
     arch: str | None,
     unsafe_pickle: bool,
 ) -> None:
-    """What is in a file, and who loads it?
+    """What is in a file?
 
     REF is a file or a folder. Only headers and scalars are read, unless --weights asks for more. Of several REFs each
     is answered; one that fails leaves its error in its place, and its exit code.
@@ -79,51 +80,84 @@ def _file(page: Page, document: Mapping[str, Any], manner: Manner) -> None:
     if page.blocks:
         page.line("")
     page.line(document["path"], strong=True)
-    alpha = document.get("alpha") or {}
-    others = [name for name in document.get("candidates", ()) if name != document.get("architecture")]
+    alpha = document["alpha"] or {}
+    others = [name for name in document["candidates"] if name != document["architecture"]]
     page.facts(
         [
             ("role", document["role"]),
-            ("format", _with(document.get("format"), "written by", document.get("producer"))),
-            ("architecture", _with(document.get("architecture") or "not settled", "or", ", ".join(others))),
-            ("variant", document.get("variant")),
-            ("kinds", ", ".join(document.get("kinds", ()))),
-            ("components", ", ".join(f"{name} ({count:,})" for name, count in document.get("components", {}).items())),
-            ("adapters", f"{document.get('adapters', 0):,} in {plural(document['tensors'], 'tensor')}"),
+            ("format", _with(document["format"], "written by", document["producer"])),
+            ("architecture", _with(document["architecture"] or "not settled", "or", ", ".join(others))),
+            ("variant", document["variant"]),
+            ("kinds", ", ".join(document["kinds"])),
+            ("components", ", ".join(f"{name} ({count:,})" for name, count in document["components"].items())),
+            ("adapters", document["adapters"] or None),
+            ("tensors", f"{document['tensors']:,}, {human_bytes(document['size'])}"),
             ("parameters", f"{document['parameters']:,}"),
-            ("dtypes", counted(document.get("dtypes", {})) if document.get("dtypes") else None),
-            ("rank", counted(document["ranks"]) if document.get("ranks") else None),
+            ("dtypes", counted(document["dtypes"]) if document["dtypes"] else None),
+            ("rank", counted(document["ranks"]) if document["ranks"] else None),
             ("alpha", _with(counted(alpha["values"]), "from", alpha["source"]) if alpha.get("values") else None),
             ("scale", counted(alpha["scales"]) if alpha.get("scales") else None),
-            ("base model", document.get("base_model")),
-            ("trigger words", ", ".join(document.get("trigger_words", ()))),
-            ("metadata", plural(len(document["metadata"]), "entry").replace("entrys", "entries"))
-            if document.get("metadata") and not manner.verbose
-            else ("", None),
+            ("base model", document["base_model"]),
+            ("trigger words", ", ".join(document["trigger_words"])),
+            *(() if manner.verbose else [("metadata entries", len(document["metadata"]) or None)]),
         ]
     )
-    if document.get("loaders"):
-        page.line("")
-        page.table(
-            ("loaded by", ">adapters", "why not all"),
-            [
-                (name, f"{share['loaded']:,} of {share['of']:,}", "; ".join(share["reasons"]))
-                for name, share in document["loaders"].items()
-            ],
-        )
-    if manner.verbose and document.get("metadata"):
+    if manner.verbose and document["metadata"]:
         page.line("")
         page.line("metadata", strong=True)
         page.facts(document["metadata"].items())
-    modules = document.get("modules") or ()
-    if modules:
+    if document.get("modules"):
         page.line("")
-        names = [name for name, value in modules[0].items() if not isinstance(value, (dict, list))]
-        page.table(names, [[module.get(name) for name in names] for module in modules])
-    page.notes("unknown keys", (f"{item['key']} ({item['class']})" for item in document.get("unknown_keys", ())))
-    page.notes("warnings", document.get("warnings", ()))
+        page.table(
+            ("component", "module", "kind", ">rank", ">alpha", ">scale", "weight"),
+            [
+                (
+                    row["component"],
+                    " + ".join(row["paths"]),
+                    row["kind"],
+                    row["rank"],
+                    row["alpha"],
+                    f"{row['scale']:g}",
+                    " x ".join(map(str, row["weight_shape"] or ())),
+                )
+                for row in document["modules"]
+            ],
+        )
+    if "weights" in document:
+        _weights(page, document["weights"])
+    most = None if manner.verbose else SHOWN
+    page.notes("unknown keys", (f"{item['key']} ({item['class']})" for item in document["unknown_keys"]), most=most)
+    page.notes("warnings", document["warnings"])
     if manner.verbose:
-        page.notes("evidence", (str(item) for item in document.get("evidence", ())))
+        page.notes("evidence", document["evidence"])
+
+
+def _weights(page: Page, weights: Document) -> None:
+    page.line("")
+    page.facts(
+        [
+            ("norm of the delta", f"{weights['norm']:.6g}"),
+            ("dead modules", ", ".join(weights["dead"])),
+            ("NaN or infinite", weights["non_finite"] or None),
+            ("not measured", weights["not_measured"] or None),
+        ]
+    )
+    page.table(
+        ("module", ">norm", ">largest singular value", ">effective rank"),
+        [
+            (
+                row["module"],
+                _figure(row["norm"]),
+                _figure(row["singular_values"][0] if row["singular_values"] else None),
+                _figure(row["effective_rank"]),
+            )
+            for row in weights["modules"]
+        ],
+    )
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
 
 
 def _with(value: str | None, word: str, addition: str | None) -> str | None:

@@ -33,7 +33,7 @@ VERBS: tuple[Verb, ...] = (
     Verb("convert", "Write an adapter in another format, and prove it."),
     Verb("demo", "The whole story on files made on the spot."),
     Verb("formats", "Every format that is written."),
-    Verb("inspect", "What is in a file, and who loads it?"),
+    Verb("inspect", "What is in a file?"),
 )
 
 EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code:<4} {meaning}" for code, meaning in EXIT_CODES)
@@ -115,7 +115,7 @@ def _print_version(context: click.Context, _parameter: click.Parameter, value: b
 )
 @manners
 @click.pass_context
-def cli(context: click.Context, *, as_json: bool, **_manners: bool) -> None:
+def cli(context: click.Context, /, *, as_json: bool, **_manners: bool) -> None:
     """Inspect, convert and compare LoRA weights, and prove what was done."""
     if context.invoked_subcommand is None:
         if as_json:

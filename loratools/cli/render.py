@@ -41,12 +41,14 @@ class Page:
         if cells:
             self.blocks.append(("table", (tuple(headings), cells)))
 
-    def notes(self, heading: str, lines: Iterable[str]) -> None:
-        """Sentences under a heading, each with a dash; nothing if there are none."""
+    def notes(self, heading: str, lines: Iterable[str], *, most: int | None = None) -> None:
+        """Sentences under a heading, each with a dash, the first `most` of them; nothing if there are none."""
         found = list(lines)
         if found:
             self.blocks.append(("strong", heading))
-            self.blocks.extend(("line", f"  - {text}") for text in found)
+            self.blocks.extend(("line", f"  - {text}") for text in found[:most])
+        if most is not None and len(found) > most:
+            self.blocks.append(("line", f"  - and {len(found) - most:,} more (all with -v or --json)"))
 
 
 def emit(document: Document, manner: Manner, view: Callable[[Page, Document, Manner], None]) -> None:
@@ -76,7 +78,7 @@ def typeset(page: Page, *, styled: bool) -> str:
     )
     for kind, content in page.blocks:
         if kind in {"line", "strong"}:
-            console.print(Text(visible(content), style="bold" if kind == "strong" else ""), soft_wrap=True)
+            console.print(Text(visible(content), style="bold" if kind == "strong" else ""), soft_wrap=kind == "strong")
             continue
         headings, rows = content if kind == "table" else (("", ""), content)
         grid = Table(box=None, show_header=kind == "table", pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")

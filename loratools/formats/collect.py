@@ -10,7 +10,7 @@ from loratools.adapters.kind import kind_of
 from loratools.errors import IncompleteAdapter
 from loratools.formats.detect import Stem
 from loratools.formats.opening import Part
-from loratools.formats.suffixes import Cut, cut
+from loratools.formats.suffixes import IA3_VECTOR, Cut, cut
 from loratools.tensors.lazy import LazyTensor
 
 
@@ -69,11 +69,16 @@ class Group:
 def _magnitude(shape: tuple[int, ...], weight: Sequence[int | None]) -> str | None:
     """The axis of a `dora_scale`: [out, 1, …] (or flat [out]) is the output's, [1, in, …] the input's."""
     out, inner = weight[0], weight[1] if len(weight) > 1 else None
-    if prod(shape) == shape[0] and shape[0] in (out, None if out is None else out) and (len(shape) == 1 or out != 1 or inner == 1):
+    if prod(shape) == shape[0] and out in (shape[0], None):
         return "magnitude"
     if len(shape) > 1 and shape[0] == 1 and prod(shape) == shape[1] and inner in (shape[1], None):
         return "input_magnitude"
     return None
+
+
+def canonical_roles(role: str) -> tuple[str, ...]:
+    """The roles that a suffix can become: a DoRA scale is a magnitude on the axis that its shape tells."""
+    return ("magnitude", "input_magnitude") if role == "dora_scale" else (role,)
 
 
 def collect(parts: Sequence[Part]) -> tuple[dict[Stem, Group], list[tuple[Part, str]]]:
@@ -96,4 +101,15 @@ def collect(parts: Sequence[Part]) -> tuple[dict[Stem, Group], list[tuple[Part, 
                 reason = "two adapters in one file" if other.cut.adapter != piece.adapter else "one factor twice"
                 raise IncompleteAdapter(f"{reason}: {other.key} and {key}", path=part.source.name, key=key)
             roles[role] = Found(key, part.source[key], piece)
+    rest = [item for item in rest if not _joined(*item, found)]
     return {stem: Group(stem, files[stem], roles) for stem, roles in found.items()}, rest
+
+
+def _joined(part: Part, key: str, found: Mapping[Stem, dict[str, Found]]) -> bool:
+    """(IA)³ names its vector plain `.weight`: it is one only where `.on_input` stands beside it."""
+    stem, dot, leaf = key.rpartition(".")
+    roles = found.get((part.component, stem))
+    if leaf != "weight" or not roles or "on_input" not in roles:
+        return False
+    roles["scale_vector"] = Found(key, part.source[key], Cut(stem, f"{dot}{leaf}", IA3_VECTOR))
+    return True

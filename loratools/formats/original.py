@@ -56,7 +56,7 @@ class Original:
         fields = parse_json(raw, path=path, key=ORIGINAL_KEY)
         try:
             spellings = {name: Spelling(*item) for name, item in fields.pop("spellings").items()}
-            empty: dict[str, Any] = {"keys": {}, "shapes": {}, "alphas": {}, "targets": {}, "metadata": {}, "configs": {}}
+            empty: dict[str, Any] = {"keys": {}, "shapes": {}, "alphas": {}, "targets": {}, "metadata": {}, "configs": {}, "alpha_dtype": None}
             return cls(spellings=spellings, **{**empty, **fields})
         except (KeyError, TypeError, AttributeError) as error:
             raise MalformedFile("the record of the original spelling is damaged", path=path, key=ORIGINAL_KEY) from error

@@ -10,19 +10,16 @@ from loratools.adapters.adapter import Adapter, AdapterSet, Origin
 from loratools.adapters.kind import kind_of
 from loratools.architectures.llm import model_types
 from loratools.architectures.naming import Placement
-from loratools.architectures.registry import ARCHITECTURES, architecture
-from loratools.errors import ArchitectureMismatch, IncompleteAdapter, NotRepresentable, UnknownKeys, WrongRole, nearest
+from loratools.errors import IncompleteAdapter, NotRepresentable, UnknownKeys, WrongRole, nearest
 from loratools.formats import alphas, configs
 from loratools.formats.alphas import Settings
-from loratools.formats.collect import Group, collect
-from loratools.formats.detect import Candidate, Place, Stem, by_names, by_shapes, claimed
+from loratools.formats.choose import GENERIC, PEFT, candidates, generic, settled
+from loratools.formats.collect import Group, canonical_roles, collect
+from loratools.formats.detect import Place, Stem, by_names
+from loratools.formats.dialect import dialect_of
 from loratools.formats.opening import Opened, Part
-from loratools.formats.prefixes import Prefix, prefixes
-from loratools.model import Dialect, Spelling, Target
+from loratools.model import Target
 from loratools.tensors.lazy import LazyTensor
-
-GENERIC = "llm"
-GENERIC_COMPONENT = "model"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,33 +70,33 @@ def parse(opened: Opened, *, arch: str | None = None) -> Reading:
     weights = {
         stem: shape for stem in groups if (shape := kind_of(kinds[stem]).weight_shape(factors[stem])) is not None
     }
-    found, variants, evidence = _candidates(opened, list(groups), weights, metadata, arch)
+    found, variants, evidence = candidates(opened, list(groups), weights, metadata, arch)
     settings = _Settings(opened, metadata)
 
     def bind(arch_id: str) -> tuple[AdapterSet, list[str]]:
         candidate = next((item for item in found if item.architecture.id == arch_id), None)
-        places = candidate.places if candidate else _generic(list(groups))
+        places = candidate.places if candidate else generic(list(groups))
         bound, warnings = _bind(groups, kinds, factors, places, settings)
         ids = tuple(item.architecture.id for item in found) if candidate else (GENERIC,)
-        dialect = _dialect(groups, places, bound, opened)
+        dialect = dialect_of(groups, places, bound, opened)
         extras = _extras(rest)
         return AdapterSet(ids, dialect, bound, extras, metadata, settings.components()), warnings
 
     first = found[0].architecture.id if found else GENERIC
     adapters, warnings = bind(first)
-    placed = found[0].places if found else _generic(list(groups))
+    placed = found[0].places if found else generic(list(groups))
     missed = [stem for stem in groups if stem not in placed]
     unknown = _unknown(groups, missed, [key for _, key in rest if key not in adapters.extras])
-    settled = _settled(found, metadata, arch)
+    chosen = settled(found, metadata, arch)
     if not found:
         types = model_types([item.target.paths[0] for item in adapters.adapters])
         adapters = replace(adapters, architectures=tuple(f"llm-{name.replace('_', '-')}" for name in types) or (GENERIC,))
-        settled = adapters.architectures[0] if len(adapters.architectures) == 1 else GENERIC
+        chosen = adapters.architectures[0] if len(adapters.architectures) == 1 else GENERIC
     return Reading(
         opened,
         adapters,
         variants,
-        settled,
+        chosen,
         unknown,
         tuple(_counted(warnings)),
         tuple(evidence),
@@ -119,80 +116,6 @@ def _check(kind: str, factors: Mapping[str, LazyTensor], group: Group) -> None:
             hint=error.hint,
             keys=sorted(item.key for item in group.found.values()),
         ) from error
-
-
-def _candidates(
-    opened: Opened,
-    stems: Sequence[Stem],
-    weights: Mapping[Stem, tuple[int | None, ...]],
-    metadata: Mapping[str, str],
-    arch: str | None,
-) -> tuple[list[Candidate], tuple[str, ...], list[str]]:
-    """The architectures that fit, likeliest first (none: the generic transformer), the variants of the first, and why."""
-    if arch is not None and arch.split("-")[0] == GENERIC:
-        return [], (), [f"{arch} as asked"]
-    asked = (architecture(arch),) if arch is not None else ARCHITECTURES
-    found = by_names(stems, asked)
-    generic = all(_generic_prefix(stem) is not None for stem in stems)
-    if not found or (found[0].missed and generic and arch is None):
-        if generic and arch is None:
-            return [], (), ["a PEFT adapter of no architecture in the tables: names pass through"]
-        raise ArchitectureMismatch(
-            f"the keys fit {'no architecture' if arch is None else arch + ' nowhere'}",
-            path=opened.name,
-            key=stems[0][1],
-            hint="loratools architectures lists what is known",
-        )
-    evidence = [f"names: {len(found[0].places)} of {len(stems)} layers fit {', '.join(_ids(found))}"]
-    sizes = {item.architecture.id: by_shapes(item, weights) for item in found}
-    compared = max(size.compared for size in sizes.values())
-    fewest = min(len(size.misfits) for size in sizes.values())
-    if compared and fewest < compared:
-        found = [item for item in found if len(sizes[item.architecture.id].misfits) == fewest]
-        evidence.append(f"shapes: {compared - fewest} of {compared} layers have the sizes of {', '.join(_ids(found))}")
-    elif compared:
-        if generic and arch is None and model_types([stem[1].removeprefix(_PEFT) for stem in stems]):
-            return [], (), ["a PEFT adapter of sizes that no architecture in the tables has: names pass through"]
-        evidence.append("shapes: of no known size, so names alone decide")
-    claims = claimed(metadata)
-    if any(item.architecture.id in claims for item in found):
-        found.sort(key=lambda item: item.architecture.id not in claims)
-        evidence.append(f"metadata names {', '.join(claims)}")
-    elif claims:
-        evidence.append(f"metadata names {', '.join(claims)}, which the keys and shapes do not fit")
-    variants = sizes[found[0].architecture.id].variants if compared and fewest < compared else ()
-    return found, variants, evidence
-
-
-def _ids(found: Sequence[Candidate]) -> list[str]:
-    return [item.architecture.id for item in found]
-
-
-def _settled(found: Sequence[Candidate], metadata: Mapping[str, str], arch: str | None) -> str | None:
-    """The one architecture that names, shapes, metadata or the caller settle, or None."""
-    if arch is not None or len(found) == 1:
-        return found[0].architecture.id if found else arch
-    claims = claimed(metadata)
-    named = [item.architecture.id for item in found if item.architecture.id in claims]
-    return named[0] if len(named) == 1 else None
-
-
-_PEFT = "base_model.model."
-
-
-def _generic_prefix(stem: Stem) -> tuple[Prefix, str] | None:
-    """The cut that a PEFT adapter of any model has, or None for keys that only a known architecture could explain."""
-    return next(((prefix, rest) for prefix, rest in prefixes(stem[1]) if prefix.style == "peft"), None)
-
-
-def _generic(stems: Sequence[Stem]) -> dict[Stem, Place]:
-    """Every stem under its own name: the generic transformer."""
-    places = {}
-    for stem in stems:
-        found = _generic_prefix(stem)
-        if found:
-            places[stem] = Place(stem[0] or GENERIC_COMPONENT, "", found[0], Placement(found[1], (found[1],), (1,), "rows", "."))
-    return places
 
 
 class _Settings:
@@ -273,16 +196,11 @@ def _bind(
         origin = Origin(
             group.file,
             stem[1],
-            {name: item.key for role, item in group.found.items() for name in _canonical_roles(role)},
-            {name: item.tensor.shape for role, item in group.found.items() for name in _canonical_roles(role)},
+            {name: item.key for role, item in group.found.items() for name in canonical_roles(role)},
+            {name: item.tensor.shape for role, item in group.found.items() for name in canonical_roles(role)},
         )
         adapters.append(Adapter(target, kind.name, held, alpha, origin))
     return tuple(adapters), warnings
-
-
-def _canonical_roles(role: str) -> tuple[str, ...]:
-    """The roles that a suffix can become: a DoRA scale is a magnitude on the axis that its shape tells."""
-    return ("magnitude", "input_magnitude") if role == "dora_scale" else (role,)
 
 
 def _names(placement: Placement) -> list[str]:
@@ -291,68 +209,9 @@ def _names(placement: Placement) -> list[str]:
     return list(dict.fromkeys(spelt for name in names for spelt in (name, name.removeprefix("text_model."))))
 
 
-def _dialect(
-    groups: Mapping[Stem, Group], places: Mapping[Stem, Place], adapters: Sequence[Adapter], opened: Opened
-) -> Dialect:
-    """How most keys of the file are spelt, by component."""
-    votes: dict[str, Counter[tuple[str, str, bool]]] = {}
-    suffixes: dict[str, dict[str, Counter[str]]] = {}
-    styles: Counter[tuple[str, str, str]] = Counter()
-    for stem, place in places.items():
-        group = groups[stem]
-        native = place.placement.native
-        flat = "." in native and "." not in stem[1][len(place.prefix.text) :]
-        votes.setdefault(place.component, Counter())[place.prefix.text, place.naming, flat] += 1
-        for role, item in group.found.items():
-            for name in _canonical_roles(role):
-                name = f"{item.cut.row.kind}.{name}" if item.cut.row.kind else name
-                suffixes.setdefault(place.component, {}).setdefault(name, Counter())[item.cut.suffix] += 1
-            if role not in ("alpha", "dora_scale"):
-                styles[place.prefix.style, item.cut.row.family, place.naming] += 1
-    spellings = {}
-    for component, counter in votes.items():
-        prefix, naming, flat = counter.most_common(1)[0][0]
-        flat = any(was_flat for _, _, was_flat in counter)
-        written = {name: counts.most_common(1)[0][0] for name, counts in suffixes[component].items()}
-        spellings[component] = Spelling(prefix, naming, flat, written)
-    stored = Counter(item.alpha.stored[0] for item in adapters if item.alpha.stored)
-    sources = Counter(item.alpha.source for item in adapters)
-    policy = sources.most_common(1)[0][0] if sources else "absent"
-    return Dialect(
-        _format(styles, opened),
-        spellings,
-        "none" if policy == "absent" else policy,
-        stored.most_common(1)[0][0] if stored else None,
-    )
-
-
-# (prefix style, suffix family) → the format's word; what is not here is decided by the naming.
-_FORMATS = {
-    ("kohya", "kohya"): "kohya",
-    ("lycoris", "kohya"): "lycoris",
-    ("component", "peft"): "diffusers",
-    ("component", "diffusers-old"): "diffusers-old",
-    ("component", "kohya"): "onetrainer",
-    ("peft", "peft"): "peft",
-    ("peft", "kohya"): "peft",
-}
-
-
-def _format(styles: Counter[tuple[str, str, str]], opened: Opened) -> str:
-    """The word for the key grammar of most factors."""
-    if not styles:
-        return "unknown"
-    style, family, naming = styles.most_common(1)[0][0]
-    if style == "comfy":
-        return "comfy"
-    if style == "bare":
-        return "bfl" if naming == "bfl" else "peft" if opened.layout == "peft" else "bare"
-    return _FORMATS.get((style, family), style)
-
-
 def _extras(rest: Sequence[tuple[Part, str]]) -> dict[str, LazyTensor]:
     """Tensors that are recognised but are no adapters: the modules that PEFT saves whole."""
-    return {key: part.source[key] for part, key in rest if key.startswith(_PEFT) and key.endswith((".weight", ".bias"))}
+    return {key: part.source[key] for part, key in rest if key.startswith(PEFT) and key.endswith((".weight", ".bias"))}
 
 
 def _unknown(groups: Mapping[Stem, Group], missed: Sequence[Stem], rest: Sequence[str]) -> tuple[UnknownKey, ...]:

@@ -141,6 +141,10 @@ def _refusal(item: Adapter, form: Format) -> str | None:
     """Why a format cannot hold an adapter exactly, or None."""
     if item.kind not in form.kinds:
         return f"{form.id} has no place for {item.kind}"
+    if "singular" in item.factors:
+        return f"{form.id} has no place for AdaLoRA's singular values (lora_E)"
+    if item.kind == "ia3" and "on_input" not in item.factors:
+        return f"{form.id} needs to be told which axis the vector scales, and this file does not say"
     if form.alpha == "tensor":
         roles = {"embedding_down", "embedding_up", "up_bias"} & set(item.factors)
         return f"{form.id} has no place for {sorted(roles)[0]}" if roles else None

@@ -70,6 +70,8 @@ SUFFIXES: tuple[Suffix, ...] = (
     Suffix(".lora_linear_layer.down.weight", "down", "lora", _OLD),
     Suffix(".lora_linear_layer.up.weight", "up", "lora", _OLD),
 )
+# (IA)³ as LyCORIS writes it: bare `.weight`, which means this only beside `.on_input`.
+IA3_VECTOR = Suffix(".weight", "scale_vector", "ia3", _KOHYA)
 BY_TEXT: Mapping[str, Suffix] = {row.text: row for row in SUFFIXES}
 _DEEPEST = max(row.text.count(".") for row in SUFFIXES)
 # In-memory PEFT keys carry the adapter's name: `.lora_A.default.weight`.
@@ -113,7 +115,8 @@ def _family(*families: str) -> dict[str, str]:
 
 # What each family writes for `kind.role` (or for a role that any kind may have).
 WRITTEN: Mapping[str, Mapping[str, str]] = {
-    "kohya": _family(_KOHYA) | {"input_magnitude": ".dora_scale", "magnitude": ".dora_scale"},
+    "kohya": _family(_KOHYA)
+    | {"input_magnitude": ".dora_scale", "magnitude": ".dora_scale", "ia3.scale_vector": IA3_VECTOR.text},
     "peft": _family(_PEFT),
     # bare `.lora_magnitude_vector` is silently wrong in diffusers' text encoders; `.weight` is right everywhere
     "diffusers": _family(_PEFT) | {"magnitude": ".lora_magnitude_vector.weight"},

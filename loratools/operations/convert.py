@@ -296,7 +296,7 @@ def _changed(source: AdapterSet, dtype: str | None, alpha: str) -> AdapterSet:
     """The arithmetic that was asked for, still lazy."""
     adapters = source.adapters
     if alpha == "fold":
-        adapters = tuple(fold(item, dtype) for item in adapters)
+        adapters = tuple(fold(item) for item in adapters)
     if dtype is not None:
         adapters = tuple(recast(item, dtype) for item in adapters)
     return replace(source, adapters=adapters)

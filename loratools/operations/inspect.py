@@ -152,6 +152,8 @@ def _row(item: Adapter) -> dict[str, Any]:
 def _other(opened: Opened) -> Inspection:
     """The document of a file that is no adapter."""
     shapes = {key: part.source[key].shape for part in opened.parts for key in part.source.keys()}
+    if opened.layout == "pipeline":
+        return _pipeline(opened)
     metadata = {key: value for part in opened.parts for key, value in part.source.metadata.items()}
     identity = identify(shapes)
     settled = identity.candidates[0] if identity and len(identity.candidates) == 1 else None
@@ -161,9 +163,9 @@ def _other(opened: Opened) -> Inspection:
         "producer": None,
         "architecture": settled,
         "candidates": list(identity.candidates) if identity else [],
-        "variant": None,
+        "variant": identity.variants[0] if identity and len(identity.variants) == 1 else None,
         "kinds": [],
-        "components": dict(identity.components) if identity else {},
+        "components": {name: len(part.keys) for name, part in identity.components.items()} if identity else {},
         "adapters": 0,
         "ranks": {},
         "alpha": None,

@@ -20,8 +20,8 @@ PAIRS = ("th", "he", "in", "er", "an", "re", "on", "at", "en", "nd", "st", "or",
 def make_pipeline(architecture: str, folder: Path, *, seed: int = 0) -> Path:
     """Write a tiny pipeline of `architecture` (sd1, sd2, sdxl, flux1) into `folder` and return the folder.
 
-    `DiffusionPipeline.from_pretrained(folder)` loads it without a network. It runs at 64 × 64 pixels (the default of the
-    U-Net pipelines; Flux must be told `height` and `width`).
+    `DiffusionPipeline.from_pretrained(folder)` loads it without a network. It runs at 64 × 64 pixels (the default
+    of the U-Net pipelines; Flux must be told `height` and `width`).
     The same seed makes the same weights. Raises UsageError for an architecture without a blueprint.
     """
     import diffusers
@@ -52,7 +52,7 @@ def make_part(part: Part, *, seed: int = 0) -> Any:
 
 
 def make_clip_tokenizer() -> Any:
-    """A CLIP tokenizer of `VOCABULARY_CLIP` symbols: every byte inside a word, every byte at its end, start and end of text."""
+    """A CLIP tokenizer of `VOCABULARY_CLIP` symbols: bytes in and at the end of words, two marks."""
     import transformers
     from tokenizers.pre_tokenizers import ByteLevel
 
@@ -79,7 +79,8 @@ _TOKENIZERS = {"clip": make_clip_tokenizer, "t5": make_t5_tokenizer}
 
 def _seed_weights(model: nn.Module, seed: int) -> None:
     """Weights as the class draws them, save where it draws none: norms around one, biases around zero, wide enough
-    that every module shows in the picture."""
+    that every module shows in the picture.
+    """
     import torch
     from torch import nn
 

@@ -123,7 +123,12 @@ def _rename_folder(temporary: Path, target: Path, *, overwrite: bool) -> None:
     except OSError:
         backup.rename(target)
         raise
-    shutil.rmtree(backup)
+    try:
+        shutil.rmtree(backup)
+    except OSError:
+        # The new folder stands. Whatever of the old one can go, goes; that some of it could not is still told.
+        shutil.rmtree(backup, ignore_errors=True)
+        raise
 
 
 def _exchange(one: Path, other: Path) -> bool:

@@ -46,6 +46,8 @@ def unpickle(source: int, target: int, size: int) -> dict[str, Any]:
     warm.seek(0)
     # Everything that loading imports is imported now, because nothing can be opened after this.
     torch.load(warm, weights_only=True, map_location="cpu")
+    # The position is shared with the parent, which has read in the file.
+    os.lseek(source, 0, os.SEEK_SET)
     with os.fdopen(source, "rb") as file:
         confine(size)
         try:
@@ -53,7 +55,7 @@ def unpickle(source: int, target: int, size: int) -> dict[str, Any]:
         except MemoryError:
             raise
         except Exception as error:
-            import traceback; traceback.print_exc(); raise Refused(f"torch refuses it: {str(error).strip().splitlines()[0][:300]}") from error
+            raise Refused(f"torch refuses it: {reason_of(error)}") from error
         found, skipped = collect(document)
         total = sum(tensor.numel() * tensor.element_size() for tensor in found.values())
         if total > 4 * size + (1 << 24):
@@ -63,6 +65,12 @@ def unpickle(source: int, target: int, size: int) -> dict[str, Any]:
         for key in canonical_order(shapes):
             write_all(target, tensor_bytes(found[key], shapes[key][0]))
     return {"skipped": skipped}
+
+
+def reason_of(error: Exception) -> str:
+    """The one line of torch's page of advice that says what is wrong."""
+    text = str(error).rpartition("WeightsUnpickler error:")[2]
+    return next((line.strip()[:300] for line in text.splitlines() if line.strip()), type(error).__name__)
 
 
 def confine(size: int) -> None:

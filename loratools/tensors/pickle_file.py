@@ -51,7 +51,6 @@ def open_pickle(path: str | os.PathLike[str], *, allowed: bool) -> PickleTensors
     _check_torch(original.name)
     with os.fdopen(os.dup(descriptor), "rb") as file:
         check_archive(file, original.size, path=original.name)
-        file.seek(0)
         # O_TMPFILE where there is such a thing: the copy has no name, and is gone with its descriptor.
         with tempfile.TemporaryFile(prefix="loratools-") as converted:
             answer = _run_child(file.fileno(), converted.fileno(), original)

@@ -54,7 +54,8 @@ def write(
             written = produce(temporary, layout, before=before, progress=progress, check=check)
             for file in inputs:
                 file.check_unchanged()
-            _check_still_free(target, before)
+            if not overwrite:
+                _check_still_free(target)
             temporary.replace(target)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -63,6 +64,6 @@ def write(
     return Written(target, written.size, written.payload_sha256)
 
 
-def _check_still_free(target: Path, before: os.stat_result | None) -> None:
-    if before is None and os.path.lexists(target):
+def _check_still_free(target: Path) -> None:
+    if os.path.lexists(target):
         raise OutputExists("the output appeared meanwhile", path=target, hint="--overwrite replaces it")

@@ -36,13 +36,13 @@ def same(converted, expected):
     return all(torch.equal(converted[key], expected[key]) for key in expected)
 
 
-@pytest.mark.parametrize("id", ["sd1", "sd2", "sdxl", "sdxl-refiner"])
-def test_ldm_unet_is_what_diffusers_makes_of_it(id):
+@pytest.mark.parametrize("name", ["sd1", "sd2", "sdxl", "sdxl-refiner"])
+def test_ldm_unet_is_what_diffusers_makes_of_it(name):
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
-    unet = architecture(id).by_name["unet"]
-    native, expected = checkpoint(unet.naming("ldm"), shapes(id)["unet"])
-    config = {"layers_per_block": 2, **make_shapes.TABLES[id]["unet"][1]}
+    unet = architecture(name).by_name["unet"]
+    native, expected = checkpoint(unet.naming("ldm"), shapes(name)["unet"])
+    config = {"layers_per_block": 2, **make_shapes.TABLES[name]["unet"][1]}
     # diffusers asks for the biases of the ends and of the samplers by name.
     biases = {key.removesuffix("weight") + "bias": None for key in native}
     prefixed = {f"model.diffusion_model.{key}": value for key, value in {**native, **biases}.items()}
@@ -51,23 +51,23 @@ def test_ldm_unet_is_what_diffusers_makes_of_it(id):
 
 
 @pytest.mark.parametrize(
-    ("id", "component", "prefix"),
+    ("name", "component", "prefix"),
     [
         ("sd2", "text_encoder", "cond_stage_model.model."),
         ("sdxl", "text_encoder_2", "conditioner.embedders.1.model."),
         ("sdxl-refiner", "text_encoder_2", "conditioner.embedders.0.model."),
     ],
 )
-def test_open_clip_is_what_diffusers_makes_of_it(id, component, prefix):
+def test_open_clip_is_what_diffusers_makes_of_it(name, component, prefix):
     from diffusers.loaders.single_file_utils import convert_open_clip_checkpoint
 
     class Model:
         class config:  # noqa: N801
-            hidden_size = shapes(id)[component]["text_model.final_layer_norm"][0]
+            hidden_size = shapes(name)[component]["text_model.final_layer_norm"][0]
 
-    known = architecture(id).by_name[component]
+    known = architecture(name).by_name[component]
     assert prefix in known.checkpoint
-    native, expected = checkpoint(known.naming("open_clip"), shapes(id)[component], square=("text_projection",))
+    native, expected = checkpoint(known.naming("open_clip"), shapes(name)[component], square=("text_projection",))
     converted = convert_open_clip_checkpoint(Model, {prefix + key: value for key, value in native.items()}, prefix)
     assert same(converted, expected)
 

@@ -11,27 +11,26 @@ from loratools.errors import UsageError
 # Where several types have exactly the same modules, the first of them is the guess.
 TWINS = {
     "mistral": "llama", "gemma": "llama", "granite": "llama", "smollm3": "llama", "umt5": "t5", "mt5": "t5",
-    "bart": "whisper",
 }  # fmt: skip
 
 
 def paths_of(name):
     """The parameters of a class of transformers, with few layers, on the meta device."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
-    from transformers import AutoModelForSpeechSeq2Seq
+    import transformers
 
-    auto = {"t5": AutoModelForSeq2SeqLM, "mt5": AutoModelForSeq2SeqLM, "umt5": AutoModelForSeq2SeqLM}
-    auto |= {"bart": AutoModelForSeq2SeqLM, "whisper": AutoModelForSpeechSeq2Seq}
-    auto |= {"bert": AutoModelForMaskedLM, "roberta": AutoModelForMaskedLM, "distilbert": AutoModelForMaskedLM}
-    config = AutoConfig.for_model(name, **({"attention_types": [[["global"], 2]]} if name == "gpt_neo" else {}))
+    heads = dict.fromkeys(("t5", "mt5", "umt5", "bart"), "AutoModelForSeq2SeqLM")
+    heads |= dict.fromkeys(("bert", "roberta", "distilbert"), "AutoModelForMaskedLM")
+    heads |= {"whisper": "AutoModelForSpeechSeq2Seq"}
+    layers = {"num_layers": 2, "attention_types": [[["global"], 2]]} if name == "gpt_neo" else {}
+    config = transformers.AutoConfig.for_model(name, **layers)
     for depth in ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "encoder_layers", "decoder_layers"):
         if hasattr(config, depth):
             setattr(config, depth, 2)
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:2]
     with torch.device("meta"):
-        model = auto.get(name, AutoModelForCausalLM).from_config(config)
+        model = getattr(transformers, heads.get(name, "AutoModelForCausalLM")).from_config(config)
     return [path.removesuffix(".weight") for path, _ in model.named_parameters()]
 
 

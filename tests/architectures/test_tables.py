@@ -23,9 +23,7 @@ NAMINGS = [
     for component in known.components
     for naming in component.namings
 ]
-VARIANTS = [
-    pytest.param(known, variant, id=variant.shapes) for known in ARCHITECTURES for variant in known.variants
-]
+VARIANTS = [pytest.param(known, variant, id=variant.shapes) for known in ARCHITECTURES for variant in known.variants]
 # Modules that single-file checkpoints hold and pipelines do not: open_clip's last block and its projection in SD2.
 CHECKPOINT_ONLY = {("sd2", "text_encoder"): ("text_model.encoder.layers.23.", "text_projection")}
 
@@ -206,8 +204,11 @@ def test_holes_are_bounded_and_agree():
     assert template.fill({"i": 1}) == "a.1.b.1.2"
 
 
+SINGLE = "single_transformer_blocks.37."
+
+
 @pytest.mark.parametrize(
-    ("id", "component", "naming", "native", "paths"),
+    ("name", "component", "naming", "native", "paths"),
     [
         ("sd1", "unet", "ldm", "output_blocks.2.1.conv", ("up_blocks.0.upsamplers.0.conv",)),
         ("sd1", "unet", "ldm", "output_blocks.5.2.conv", ("up_blocks.1.upsamplers.0.conv",)),
@@ -217,12 +218,12 @@ def test_holes_are_bounded_and_agree():
         ("flux1", "transformer", "bfl", "final_layer.adaLN_modulation.1", ("norm_out.linear",)),
         (
             "flux1", "transformer", "bfl", "single_blocks.37.linear1",
-            tuple(f"single_transformer_blocks.37.{name}" for name in ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")),
+            tuple(f"{SINGLE}{part}" for part in ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")),
         ),
     ],
 )  # fmt: skip
-def test_known_places(id, component, naming, native, paths):
-    placement = architecture(id).by_name[component].naming(naming).at_native(*skeleton(native))
+def test_known_places(name, component, naming, native, paths):
+    placement = architecture(name).by_name[component].naming(naming).at_native(*skeleton(native))
     assert placement.paths == paths
 
 

@@ -129,9 +129,11 @@ def test_3_for_an_unknown_key_unless_partial_is_allowed(run, tmp_path):
     assert "mystery.weight" in json.loads(strict.stdout)["unknown_keys"][0]["key"]
 
 
-def test_4_when_the_named_architecture_does_not_fit(run, sd1, tmp_path):
+def test_4_when_the_named_architecture_does_not_fit(run, peft_folder, tmp_path):
     out = tmp_path / "o.safetensors"
-    refused(run("convert", "--json", sd1, out, "--to", "diffusers", "--arch", "flux1"), 4, "architecture-mismatch")
+    refused(
+        run("convert", "--json", peft_folder, out, "--to", "diffusers", "--arch", "flux1"), 4, "architecture-mismatch"
+    )
     assert not out.exists()
 
 

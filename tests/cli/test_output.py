@@ -60,20 +60,20 @@ def on_a_terminal(*arguments, columns=80, env=None):
 QUERIES = [
     ["inspect", "SD1"],
     ["inspect", "SD1", "--modules", "-v"],
-    ["compare", "SD1", "PEFT"],
+    ["compare", "SD1", "SD1", "-v"],
     ["formats"],
     ["architectures"],
 ]
 
 
-def filled(arguments, sd1, peft_folder):
-    return [{"SD1": sd1, "PEFT": peft_folder}.get(word, word) for word in arguments]
+def filled(arguments, sd1):
+    return [sd1 if word == "SD1" else word for word in arguments]
 
 
 @pytest.mark.parametrize("env", [{}, {"FORCE_COLOR": "1"}, {"TERM": "dumb"}, {"COLUMNS": "40"}], ids=str)
 @pytest.mark.parametrize("arguments", QUERIES, ids=" ".join)
-def test_a_pipe_gets_no_escape_codes(run, sd1, peft_folder, arguments, env):
-    done = run(*filled(arguments, sd1, peft_folder), env=env)
+def test_a_pipe_gets_no_escape_codes(run, sd1, arguments, env):
+    done = run(*filled(arguments, sd1), env=env)
     assert done.returncode in {0, 1}, done.stderr
     assert "\x1b" not in done.stdout + done.stderr
     assert done.stdout.strip()
@@ -105,8 +105,8 @@ def test_piped_rows_are_never_folded(run, sd1):
 
 @pytest.mark.parametrize("place", ["before", "after"])
 @pytest.mark.parametrize("arguments", QUERIES, ids=" ".join)
-def test_json_is_one_document_wherever_the_option_stands(run, sd1, peft_folder, arguments, place):
-    words = filled(arguments, sd1, peft_folder)
+def test_json_is_one_document_wherever_the_option_stands(run, sd1, arguments, place):
+    words = filled(arguments, sd1)
     done = run("--json", *words) if place == "before" else run(*words, "--json")
     document = json.loads(done.stdout)
     assert document["schema"].startswith("loratools.")

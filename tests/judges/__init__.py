@@ -1,1 +1,1 @@
-"""Third parties as builders and judges: files made by peft, diffusers and lycoris, and what their loaders make of ours."""
+"""Third parties as builders and judges: files by peft, diffusers and lycoris, and what their loaders make of ours."""

@@ -7,7 +7,7 @@ Flux' from the fused layers of its first release. Nothing of loratools takes par
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,10 +79,11 @@ def make(
     architecture: str,
     components: Mapping[str, Choose | None],
     most: int | None = None,
+    scales: Sequence[tuple[int, int]] = SCALES,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
 ) -> Truth:
-    """A kohya file with mixed ranks and alphas over `components`; the truth is the float64 product."""
+    """A kohya file over `components`, (rank, alpha) dealt out from `scales`; the truth is the float64 product."""
     from diffusers import DiffusionPipeline
 
     pipeline = DiffusionPipeline.from_pretrained(pipeline_folder, local_files_only=True)
@@ -92,7 +93,7 @@ def make(
     for component, choose in components.items():
         found = list(layers(architecture, component, getattr(pipeline, component), choose))
         chosen = spread([layer.stem for layer in found], most)
-        dealt = dict(zip(chosen, itertools.cycle(SCALES), strict=False))
+        dealt = dict(zip(chosen, itertools.cycle(scales), strict=False))
         for layer in found:
             if layer.stem not in dealt:
                 continue
@@ -144,7 +145,9 @@ def sgm_path(path: str) -> str:
         return f"input_blocks.{3 * level + 3}.0.op"
     if kind == "upsamplers":
         return f"output_blocks.{3 * level + 2}.2.conv"
-    blocks, block = ("input_blocks", 3 * level + number + 1) if words[0] == "down_blocks" else ("output_blocks", 3 * level + number)
+    blocks, block = (
+        ("input_blocks", 3 * level + number + 1) if words[0] == "down_blocks" else ("output_blocks", 3 * level + number)
+    )
     return f"{blocks}.{block}.{int(kind == 'attentions')}.{SGM_RESNET.get(rest, rest)}"
 
 

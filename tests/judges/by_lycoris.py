@@ -112,13 +112,15 @@ def make(pipeline_folder: Path, out: Path, kind: str, *, architecture: str = "sd
             biases[place(component, path)] = bias
         for leaf, tensor in lora.state_dict().items():
             data = tensor.detach()
-            tensors[f"{lora.lora_name}.{leaf}"] = (data.float() if data.is_floating_point() else data).contiguous().clone()
+            tensors[f"{lora.lora_name}.{leaf}"] = (
+                (data.float() if data.is_floating_point() else data).contiguous().clone()
+            )
     save_file(tensors, out, metadata={"ss_network_module": "lycoris.kohya"})
     return Truth(out, architecture, deltas, biases)
 
 
 def create_network(models: Mapping[str, nn.Module], kind: str) -> Any:
-    """The lycoris network of `kind` over UNET and TEXT; the targets are set each time, as lycoris keeps them globally."""
+    """The lycoris network of `kind` over UNET and TEXT; targets are set each time, as lycoris keeps them globally."""
     from lycoris.kohya import LycorisNetworkKohya
 
     norm = bool(KINDS[kind].get("train_norm"))

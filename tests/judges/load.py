@@ -15,7 +15,6 @@ from torch import nn
 
 from tests.judges.truth import Place, place
 
-
 NOISE = ("is deprecated", "should be kept in float32")
 """What libraries say about themselves, not about the file."""
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
 STRENGTH = 0.15
 """How large each delta is, relative to its weight (Frobenius norms)."""
@@ -37,7 +36,7 @@ def make_demo_adapter(pipeline_folder: Path, out: Path, *, seed: int = 0) -> Pat
     """Write a LoRA for the denoiser and the first text encoder of a pipeline to `out`, a `.safetensors` file.
 
     Ranks and alphas differ from module to module; the alphas lie in the file's `lora_adapter_metadata`.
-    The same pipeline and seed make the same tensors.
+    The same pipeline and seed make the same bytes.
     """
     import torch
     from diffusers import DiffusionPipeline
@@ -54,10 +53,9 @@ def make_demo_adapter(pipeline_folder: Path, out: Path, *, seed: int = 0) -> Pat
 
 
 def _adapt(
-    model: nn.Module, table: Mapping[str, tuple[int, int]], generator: torch.Generator
+    model: Any, table: Mapping[str, tuple[int, int]], generator: torch.Generator
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """The factors and the configuration, as peft gives them, of a random LoRA over the linear layers of `model` whose
-    paths end as `table` says."""
+    """The factors and the configuration of a random LoRA over the linear layers whose paths end as `table` says."""
     import torch
     from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
     from torch import nn
@@ -79,4 +77,6 @@ def _adapt(
                     factor.copy_(torch.randn(factor.shape, generator=generator) / factor.shape[1] ** 0.5)
                 delta = module.get_delta_weight("default")
                 up.mul_(STRENGTH * module.get_base_layer().weight.norm() / delta.norm())
-    return dict(get_peft_model_state_dict(model)), model.peft_config["default"].to_dict()
+    written = model.peft_config["default"].to_dict()
+    # A set would be written in an order that changes from run to run.
+    return dict(get_peft_model_state_dict(model)), {**written, "target_modules": sorted(written["target_modules"])}

@@ -1,0 +1,88 @@
+"""Choose among the architectures that a file fits: names, then shapes, then metadata; or the generic transformer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from loratools.architectures.llm import model_types
+from loratools.architectures.naming import Placement
+from loratools.architectures.registry import ARCHITECTURES, architecture
+from loratools.errors import ArchitectureMismatch
+from loratools.formats.detect import Candidate, Place, Stem, by_names, by_shapes, claimed
+from loratools.formats.opening import Opened
+from loratools.formats.prefixes import Prefix, prefixes
+
+GENERIC = "llm"
+GENERIC_COMPONENT = "model"
+PEFT = "base_model.model."
+
+
+def candidates(
+    opened: Opened,
+    stems: Sequence[Stem],
+    weights: Mapping[Stem, tuple[int | None, ...]],
+    metadata: Mapping[str, str],
+    arch: str | None,
+) -> tuple[list[Candidate], tuple[str, ...], list[str]]:
+    """The architectures that fit, likeliest first (none: the generic transformer), the variants of the first, and why."""
+    if arch is not None and arch.split("-")[0] == GENERIC:
+        return [], (), [f"{arch} as asked"]
+    asked = (architecture(arch),) if arch is not None else ARCHITECTURES
+    found = by_names(stems, asked)
+    passable = all(_generic_prefix(stem) is not None for stem in stems)
+    if not found or (found[0].missed and passable and arch is None):
+        if passable and arch is None:
+            return [], (), ["a PEFT adapter of no architecture in the tables: names pass through"]
+        raise ArchitectureMismatch(
+            f"the keys fit {'no architecture' if arch is None else arch + ' nowhere'}",
+            path=opened.name,
+            key=stems[0][1],
+            hint="loratools architectures lists what is known",
+        )
+    evidence = [f"names: {len(found[0].places)} of {len(stems)} layers fit {', '.join(_ids(found))}"]
+    sizes = {item.architecture.id: by_shapes(item, weights) for item in found}
+    compared = max(size.compared for size in sizes.values())
+    fewest = min(len(size.misfits) for size in sizes.values())
+    if compared and fewest < compared:
+        found = [item for item in found if len(sizes[item.architecture.id].misfits) == fewest]
+        evidence.append(f"shapes: {compared - fewest} of {compared} layers have the sizes of {', '.join(_ids(found))}")
+    elif compared:
+        if passable and arch is None and model_types([stem[1].removeprefix(PEFT) for stem in stems]):
+            return [], (), ["a PEFT adapter of sizes that no architecture in the tables has: names pass through"]
+        evidence.append("shapes: of no known size, so names alone decide")
+    claims = claimed(metadata)
+    if any(item.architecture.id in claims for item in found):
+        found.sort(key=lambda item: item.architecture.id not in claims)
+        evidence.append(f"metadata names {', '.join(claims)}")
+    elif claims:
+        evidence.append(f"metadata names {', '.join(claims)}, which the keys and shapes do not fit")
+    variants = sizes[found[0].architecture.id].variants if compared and fewest < compared else ()
+    return found, variants, evidence
+
+
+def _ids(found: Sequence[Candidate]) -> list[str]:
+    return [item.architecture.id for item in found]
+
+
+def settled(found: Sequence[Candidate], metadata: Mapping[str, str], arch: str | None) -> str | None:
+    """The one architecture that names, shapes, metadata or the caller settle, or None."""
+    if arch is not None or len(found) == 1:
+        return found[0].architecture.id if found else arch
+    claims = claimed(metadata)
+    named = [item.architecture.id for item in found if item.architecture.id in claims]
+    return named[0] if len(named) == 1 else None
+
+
+def _generic_prefix(stem: Stem) -> tuple[Prefix, str] | None:
+    """The cut that a PEFT adapter of any model has, or None for keys that only a known architecture could explain."""
+    return next(((prefix, rest) for prefix, rest in prefixes(stem[1]) if prefix.style == "peft"), None)
+
+
+def generic(stems: Sequence[Stem]) -> dict[Stem, Place]:
+    """Every stem under its own name: the generic transformer."""
+    places = {}
+    for stem in stems:
+        found = _generic_prefix(stem)
+        if found:
+            places[stem] = Place(stem[0] or GENERIC_COMPONENT, "", found[0], Placement(found[1], (found[1],), (1,), "rows", "."))
+    return places

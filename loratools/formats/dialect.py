@@ -1,0 +1,69 @@
+"""How most keys of a file are spelt, by component: prefix, naming, encoding, suffixes, and where its alphas stand."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from loratools.adapters.adapter import Adapter
+from loratools.formats.collect import Group, canonical_roles
+from loratools.formats.detect import Place, Stem
+from loratools.formats.opening import Opened
+from loratools.model import Dialect, Spelling
+
+# (prefix style, suffix family) → the format's word; what is not here is decided by the naming.
+_WORDS = {
+    ("component", "diffusers-old"): "diffusers-old",
+    ("component", "kohya"): "onetrainer",
+    ("component", "peft"): "diffusers",
+    ("kohya", "kohya"): "kohya",
+    ("lycoris", "kohya"): "lycoris",
+    ("peft", "kohya"): "peft",
+    ("peft", "peft"): "peft",
+}
+
+
+def dialect_of(
+    groups: Mapping[Stem, Group], places: Mapping[Stem, Place], adapters: Sequence[Adapter], opened: Opened
+) -> Dialect:
+    """The dialect of a file whose groups have their places."""
+    votes: dict[str, Counter[tuple[str, str, bool]]] = {}
+    suffixes: dict[str, dict[str, Counter[str]]] = {}
+    styles: Counter[tuple[str, str, str]] = Counter()
+    for stem, place in places.items():
+        flat = "." in place.placement.native and "." not in stem[1][len(place.prefix.text) :]
+        votes.setdefault(place.component, Counter())[place.prefix.text, place.naming, flat] += 1
+        for role, item in groups[stem].found.items():
+            row = item.cut.row
+            for name in canonical_roles(role):
+                name = f"{row.kind}.{name}" if row.kind else name
+                suffixes.setdefault(place.component, {}).setdefault(name, Counter())[item.cut.suffix] += 1
+            if row.kind:
+                styles[place.prefix.style, row.family, place.naming] += 1
+    spellings = {}
+    for component, counter in votes.items():
+        prefix, naming, _ = counter.most_common(1)[0][0]
+        flat = any(was_flat for _, _, was_flat in counter)
+        written = {name: counts.most_common(1)[0][0] for name, counts in suffixes[component].items()}
+        spellings[component] = Spelling(prefix, naming, flat, written)
+    stored = Counter(item.alpha.stored[0] for item in adapters if item.alpha.stored)
+    source = Counter(item.alpha.source for item in adapters).most_common(1)
+    policy = source[0][0] if source else "absent"
+    return Dialect(
+        _word(styles, opened),
+        spellings,
+        "none" if policy == "absent" else policy,
+        stored.most_common(1)[0][0] if stored else None,
+    )
+
+
+def _word(styles: Counter[tuple[str, str, str]], opened: Opened) -> str:
+    """The word for the key grammar of most factors."""
+    if not styles:
+        return "unknown"
+    style, family, naming = styles.most_common(1)[0][0]
+    if style == "comfy":
+        return "comfy"
+    if style == "bare":
+        return "bfl" if naming == "bfl" else "peft" if opened.layout == "peft" else "bare"
+    return _WORDS.get((style, family), style)
