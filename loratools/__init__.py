@@ -11,21 +11,21 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from loratools.operations.catalogue import architectures as architectures
-    from loratools.operations.catalogue import formats as formats
+    from loratools.operations.catalogue import supported_architectures as supported_architectures
+    from loratools.operations.catalogue import supported_formats as supported_formats
     from loratools.operations.compare import compare as compare
     from loratools.operations.convert import convert as convert
     from loratools.operations.demo import demo as demo
     from loratools.operations.inspect import inspect as inspect
-    from loratools.operations.lora import open_lora as open
+    from loratools.operations.lora import open_lora as open  # noqa: A004, F401 — `loratools.open`, as in any file library
 
 _VERBS = {
-    "architectures": ("loratools.operations.catalogue", "architectures"),
     "compare": ("loratools.operations.compare", "compare"),
     "convert": ("loratools.operations.convert", "convert"),
     "demo": ("loratools.operations.demo", "demo"),
-    "formats": ("loratools.operations.catalogue", "formats"),
     "inspect": ("loratools.operations.inspect", "inspect"),
+    "supported_architectures": ("loratools.operations.catalogue", "supported_architectures"),
+    "supported_formats": ("loratools.operations.catalogue", "supported_formats"),
     "open": ("loratools.operations.lora", "open_lora"),
 }
 __all__ = ["__version__", *_VERBS]  # noqa: PLE0604 — the names are strings of the table above

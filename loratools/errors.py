@@ -1,4 +1,4 @@
-"""Every exception of loratools: what happened, where (file, key), what to do, and the exit code it ends a command with."""
+"""Every exception of loratools: what happened, where (file, key), what to do, and the exit code it ends with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plain values without IO: what an adapter changes (Target), how strongly (Alpha, Scale), and how its file spelt it (Dialect)."""
+"""Plain values without IO: what an adapter changes (Target), how strongly (Alpha), how its file spelt it (Dialect)."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from loratools.tensors.lazy import LazyTensor
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where an adapter was read: the file, the stem its keys share, and the key and shape of every role (and `alpha`)."""
+    """Where an adapter was read: the file, the stem its keys share, the key and shape of every role (and `alpha`)."""
 
     file: str
     stem: str
@@ -55,7 +55,8 @@ class Adapter:
 @dataclass(frozen=True, slots=True)
 class AdapterSet:
     """A whole adapter file. `architectures` lists every id that fits, likeliest first; `extras` are recognised tensors
-    that are no adapters (by key, as found); `configs` are PEFT configurations by component."""
+    that are no adapters (by key, as found); `configs` are PEFT configurations by component.
+    """
 
     architectures: tuple[str, ...]
     dialect: Dialect

@@ -14,7 +14,7 @@ def command(manner: Manner) -> None:
     """Every architecture that is known."""
     from loratools.operations import catalogue
 
-    emit(catalogue.architectures().to_dict(), manner, view)
+    emit(catalogue.supported_architectures().to_dict(), manner, view)
 
 
 def view(page: Page, document: Document, manner: Manner) -> None:

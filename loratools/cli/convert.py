@@ -24,7 +24,7 @@ DTYPES = {
 def _formats(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
     from loratools.operations import catalogue
 
-    names = [row["id"] for row in catalogue.formats().rows]
+    names = [row["id"] for row in catalogue.supported_formats().rows]
     return [name for name in (*names, "original") if name.startswith(incomplete)]
 
 

@@ -14,7 +14,7 @@ def command(manner: Manner) -> None:
     """Every format that is written."""
     from loratools.operations import catalogue
 
-    emit(catalogue.formats().to_dict(), manner, view)
+    emit(catalogue.supported_formats().to_dict(), manner, view)
 
 
 def view(page: Page, document: Document, manner: Manner) -> None:

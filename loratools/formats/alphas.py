@@ -46,7 +46,13 @@ def free_alpha(metadata: Mapping[str, str], *, path: object) -> Fraction | None:
 
 
 def resolve(
-    stored: LazyTensor | None, key: str | None, names: Sequence[str], rank: int | None, settings: Settings, *, path: object
+    stored: LazyTensor | None,
+    key: str | None,
+    names: Sequence[str],
+    rank: int | None,
+    settings: Settings,
+    *,
+    path: object,
 ) -> tuple[Alpha, list[str]]:
     """The alpha of one module and what contradicts it. A tensor speaks before a configuration, that before metadata."""
     warnings: list[str] = []

@@ -24,7 +24,7 @@ def candidates(
     metadata: Mapping[str, str],
     arch: str | None,
 ) -> tuple[list[Candidate], tuple[str, ...], list[str]]:
-    """The architectures that fit, likeliest first (none: the generic transformer), the variants of the first, and why."""
+    """The architectures that fit, likeliest first (none: the generic one), the variants of the first, and why."""
     if arch is not None and arch.split("-")[0] == GENERIC:
         return [], (), [f"{arch} as asked"]
     asked = (architecture(arch),) if arch is not None else ARCHITECTURES
@@ -84,5 +84,7 @@ def generic(stems: Sequence[Stem]) -> dict[Stem, Place]:
     for stem in stems:
         found = _generic_prefix(stem)
         if found:
-            places[stem] = Place(stem[0] or GENERIC_COMPONENT, "", found[0], Placement(found[1], (found[1],), (1,), "rows", "."))
+            places[stem] = Place(
+                stem[0] or GENERIC_COMPONENT, "", found[0], Placement(found[1], (found[1],), (1,), "rows", ".")
+            )
     return places

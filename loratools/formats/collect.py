@@ -42,7 +42,10 @@ class Group:
         if len(kinds) != 1:
             what = "factors of several kinds" if kinds else "no factors"
             raise IncompleteAdapter(
-                f"{what} on one layer", path=self.file, key=self.stem[1], found=sorted(item.key for item in self.found.values())
+                f"{what} on one layer",
+                path=self.file,
+                key=self.stem[1],
+                found=sorted(item.key for item in self.found.values()),
             )
         return kinds.pop()
 
@@ -58,7 +61,7 @@ class Group:
             role = _magnitude(scale.tensor.shape, weight)
             if role is None:
                 raise IncompleteAdapter(
-                    f"a DoRA scale of shape {list(scale.tensor.shape)} fits no axis of a weight of shape {list(weight)}",
+                    f"a DoRA scale of shape {list(scale.tensor.shape)} fits no axis of a weight {list(weight)}",
                     path=self.file,
                     key=scale.key,
                 )
@@ -82,12 +85,12 @@ def canonical_roles(role: str) -> tuple[str, ...]:
 
 
 def collect(parts: Sequence[Part]) -> tuple[dict[Stem, Group], list[tuple[Part, str]]]:
-    """(the groups by stem, the keys whose suffix no table knows); raises IncompleteAdapter on a role that stands twice."""
+    """(groups by stem, keys whose suffix no table knows); raises IncompleteAdapter on a role that stands twice."""
     found: dict[Stem, dict[str, Found]] = {}
     files: dict[Stem, str] = {}
     rest: list[tuple[Part, str]] = []
     for part in parts:
-        for key in part.source.keys():
+        for key in part.source:
             piece = cut(key)
             if piece is None:
                 rest.append((part, key))

@@ -56,6 +56,8 @@ def _fits(stem: Stem, by_id: Mapping[str, Architecture]) -> dict[str, list[Place
             placement = naming.at_native(words, numbers) if naming else None
             if placement:
                 found.setdefault(arch_id, []).append(Place(component_name, naming_name, prefix, placement))
+        if found:
+            break  # a less telling prefix could only repeat it
     return found
 
 
@@ -124,7 +126,7 @@ def _expected(place: Place, table: Mapping[str, tuple[int, ...]]) -> tuple[int, 
 
 
 def _agrees(weight: WeightShape, expected: tuple[int, int]) -> bool:
-    """Flattened shapes are compared, so a 1×1 convolution equals a linear layer; unknown extents agree with anything."""
+    """Flattened shapes are compared: a 1×1 convolution equals a linear layer; unknown extents agree with anything."""
     if weight[0] is not None and weight[0] != expected[0]:
         return False
     rest = [extent for extent in weight[1:] if extent is not None]

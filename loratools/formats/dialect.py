@@ -35,8 +35,8 @@ def dialect_of(
         votes.setdefault(place.component, Counter())[place.prefix.text, place.naming, flat] += 1
         for role, item in groups[stem].found.items():
             row = item.cut.row
-            for name in canonical_roles(role):
-                name = f"{row.kind}.{name}" if row.kind else name
+            for canonical in canonical_roles(role):
+                name = f"{row.kind}.{canonical}" if row.kind else canonical
                 suffixes.setdefault(place.component, {}).setdefault(name, Counter())[item.cut.suffix] += 1
             if row.kind:
                 styles[place.prefix.style, row.family, place.naming] += 1

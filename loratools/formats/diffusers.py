@@ -1,4 +1,4 @@
-"""diffusers: `unet.….lora_A.weight` with every rank and alpha in `lora_adapter_metadata`, where its loader gets it right."""
+"""diffusers: `unet.….lora_A.weight`, ranks and alphas in `lora_adapter_metadata`, where its loader gets them right."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from loratools.formats.suffixes import WRITTEN
 from loratools.model import Spelling
 
 
-def _spell(architecture: Architecture | None, component: Component | None, options: Options) -> Spelling | None:
+def _spell(architecture: Architecture | None, component: Component | None, _: Options) -> Spelling | None:
     """Canonical names under the component's own; CLIP keeps `text_model.`, which the loader strips where it must."""
     if architecture is None or component is None:
         return None  # diffusers has no loader for it

@@ -1,4 +1,4 @@
-"""kohya: flat keys `lora_unet_…`, `lora_te_…`, one alpha tensor a layer. sd-scripts, LyCORIS, A1111 and ComfyUI read it."""
+"""kohya: flat keys `lora_unet_…`, one alpha tensor a layer. sd-scripts, LyCORIS, A1111 and ComfyUI read it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from loratools.formats.suffixes import WRITTEN
 from loratools.model import Spelling
 
 
-def _spell(architecture: Architecture | None, component: Component | None, options: Options) -> Spelling | None:
+def _spell(architecture: Architecture | None, component: Component | None, _: Options) -> Spelling | None:
     """The denoiser in the naming that the trainers use, text encoders always with `text_model`."""
     if architecture is None or component is None:
         return None  # flat keys of a model without a table could not be read back

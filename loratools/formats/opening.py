@@ -1,4 +1,4 @@
-"""What a reference holds: a file, a PEFT folder, a folder with one adapter per component, shards, a pipeline, or memory."""
+"""What a reference holds: a file, a PEFT folder, a folder of adapters, shards, a pipeline, or memory."""
 
 from __future__ import annotations
 
@@ -63,11 +63,11 @@ def open_reference(reference: Reference, *, unsafe_pickle: bool = False) -> Open
             raise UsageError("references to the Hub or the web cannot be read", path=text, hint=f"hf download … {text}")
         raise PathNotFound("no such file or folder", path=text)
     if path.is_dir():
-        return _open_folder(path, unsafe_pickle)
-    return Opened(text, (_open_part(path, None, unsafe_pickle),))
+        return _open_folder(path, unsafe_pickle=unsafe_pickle)
+    return Opened(text, (_open_part(path, unsafe_pickle=unsafe_pickle),))
 
 
-def _open_part(path: Path, component: str | None, unsafe_pickle: bool, config: Config | None = None) -> Part:
+def _open_part(path: Path, component: str | None = None, *, unsafe_pickle: bool, config: Config | None = None) -> Part:
     if path.name.endswith(".safetensors.index.json"):
         return Part(component, open_sharded(path), config)
     if path.suffix.lower() in _PICKLES:
@@ -88,22 +88,24 @@ def _weights(folder: Path) -> Path | None:
     return next((folder / name for name in _WEIGHTS if (folder / name).exists()), None)
 
 
-def _open_adapter(folder: Path, component: str | None, unsafe_pickle: bool) -> Part:
+def _open_adapter(folder: Path, component: str | None, *, unsafe_pickle: bool) -> Part:
     weights = _weights(folder)
     if weights is None:
         raise PathNotFound(f"{CONFIG} stands there without weights", path=folder, hint=f"expected {_WEIGHTS[0]}")
-    return _open_part(weights, component, unsafe_pickle, read_config(folder / CONFIG))
+    return _open_part(weights, component, unsafe_pickle=unsafe_pickle, config=read_config(folder / CONFIG))
 
 
-def _open_folder(folder: Path, unsafe_pickle: bool) -> Opened:
+def _open_folder(folder: Path, *, unsafe_pickle: bool) -> Opened:
     name = str(folder)
     if (folder / CONFIG).exists():
-        return Opened(name, (_open_adapter(folder, None, unsafe_pickle),), "peft")
+        return Opened(name, (_open_adapter(folder, None, unsafe_pickle=unsafe_pickle),), "peft")
     if (folder / PIPELINE).exists():
-        return Opened(name, tuple(_pipeline_parts(folder, unsafe_pickle)), "pipeline")
+        return Opened(name, tuple(_pipeline_parts(folder, unsafe_pickle=unsafe_pickle)), "pipeline")
     nested = sorted(child for child in folder.iterdir() if (child / CONFIG).exists())
     if nested:
-        return Opened(name, tuple(_open_adapter(child, child.name, unsafe_pickle) for child in nested), "peft")
+        return Opened(
+            name, tuple(_open_adapter(child, child.name, unsafe_pickle=unsafe_pickle) for child in nested), "peft"
+        )
     found = _model(folder)
     if found is None:
         weights = _weights(folder)
@@ -111,7 +113,7 @@ def _open_folder(folder: Path, unsafe_pickle: bool) -> Opened:
     if len(found) != 1:
         what = "no adapter, pipeline or safetensors file" if not found else f"{len(found)} safetensors files"
         raise PathNotFound(f"the folder holds {what}", path=folder, hint="name one file")
-    return Opened(name, (_open_part(found[0], None, unsafe_pickle),), "folder")
+    return Opened(name, (_open_part(found[0], unsafe_pickle=unsafe_pickle),), "folder")
 
 
 def _model(folder: Path) -> list[Path] | None:
@@ -123,14 +125,14 @@ def _model(folder: Path) -> list[Path] | None:
     return [path for path in single if path.exists()] or None
 
 
-def _pipeline_parts(folder: Path, unsafe_pickle: bool) -> list[Part]:
+def _pipeline_parts(folder: Path, *, unsafe_pickle: bool) -> list[Part]:
     """The weights of every component of a diffusers pipeline that has any."""
     parts = []
     for name, entry in read_config(folder / PIPELINE).items():
         if isinstance(entry, list) and (folder / name).is_dir():
             found = _model(folder / name) or sorted((folder / name).glob("*.safetensors"))[:1]
             if found:
-                parts.append(_open_part(found[0], name, unsafe_pickle))
+                parts.append(_open_part(found[0], name, unsafe_pickle=unsafe_pickle))
     if not parts:
         raise PathNotFound("the pipeline holds no safetensors weights", path=folder)
     return parts

@@ -13,10 +13,11 @@ from typing import Any
 from loratools.adapters.adapter import Adapter, AdapterSet
 from loratools.architectures.architecture import Architecture
 from loratools.errors import MalformedFile, UsageError
+from loratools.formats.alpha_tensor import Stored
 from loratools.formats.configs import DIFFUSERS_KEY, parse_json
 from loratools.formats.format import Format
 from loratools.formats.kohya import KOHYA
-from loratools.formats.render import OutputFile, Rendered, Stored, render
+from loratools.formats.render import OutputFile, Rendered, render
 from loratools.formats.spell import Writer
 from loratools.model import Spelling, Target
 from loratools.tensors.lazy import LazyTensor
@@ -48,7 +49,9 @@ class Original:
             name: [item.prefix, item.naming, item.flat, dict(item.suffixes)] for name, item in self.spellings.items()
         }
         fields = {**{name: getattr(self, name) for name in self.__dataclass_fields__}, "spellings": spellings}
-        return json.dumps({k: v for k, v in fields.items() if v not in ({}, None)}, sort_keys=True, separators=(",", ":"))
+        return json.dumps(
+            {k: v for k, v in fields.items() if v not in ({}, None)}, sort_keys=True, separators=(",", ":")
+        )
 
     @classmethod
     def from_json(cls, raw: str, *, path: object) -> Original:
@@ -56,10 +59,20 @@ class Original:
         fields = parse_json(raw, path=path, key=ORIGINAL_KEY)
         try:
             spellings = {name: Spelling(*item) for name, item in fields.pop("spellings").items()}
-            empty: dict[str, Any] = {"keys": {}, "shapes": {}, "alphas": {}, "targets": {}, "metadata": {}, "configs": {}, "alpha_dtype": None}
+            empty: dict[str, Any] = {
+                "keys": {},
+                "shapes": {},
+                "alphas": {},
+                "targets": {},
+                "metadata": {},
+                "configs": {},
+                "alpha_dtype": None,
+            }
             return cls(spellings=spellings, **{**empty, **fields})
         except (KeyError, TypeError, AttributeError) as error:
-            raise MalformedFile("the record of the original spelling is damaged", path=path, key=ORIGINAL_KEY) from error
+            raise MalformedFile(
+                "the record of the original spelling is damaged", path=path, key=ORIGINAL_KEY
+            ) from error
 
     @classmethod
     def of(cls, adapters: AdapterSet, *, path: object) -> Original:
@@ -67,7 +80,9 @@ class Original:
         raw = adapters.metadata.get(ORIGINAL_KEY)
         if raw is None:
             raise UsageError(
-                "the file records no original spelling", path=path, hint="--to original is for files that loratools converted"
+                "the file records no original spelling",
+                path=path,
+                hint="--to original is for files that loratools converted",
             )
         return cls.from_json(raw, path=path)
 
@@ -102,7 +117,9 @@ def describe(adapters: AdapterSet, architecture: Architecture | None, *, folder:
     dialect = adapters.dialect
     raw = {key: adapters.metadata[key] for key in (DIFFUSERS_KEY,) if key in adapters.metadata}
     configs = {component: dict(config) for component, config in adapters.configs.items()} if not raw else {}
-    bare = Original(dialect.format, folder, dialect.spellings, dialect.alpha, dialect.alpha_dtype, {}, {}, {}, {}, raw, configs)
+    bare = Original(
+        dialect.format, folder, dialect.spellings, dialect.alpha, dialect.alpha_dtype, {}, {}, {}, {}, raw, configs
+    )
     by_component = writers_of(bare, architecture)
     keys: dict[str, str] = {}
     shapes: dict[str, list[int]] = {}
@@ -116,7 +133,9 @@ def describe(adapters: AdapterSet, architecture: Architecture | None, *, folder:
         _exceptions(item, writer, keys, shapes)
         default = (dialect.alpha_dtype, ()) if dialect.alpha == "tensor" else None
         if item.alpha.stored != default and (item.alpha.stored is not None or item.rank is not None):
-            alphas[item.target.name] = None if item.alpha.stored is None else (item.alpha.stored[0], list(item.alpha.stored[1]))
+            alphas[item.target.name] = (
+                None if item.alpha.stored is None else (item.alpha.stored[0], list(item.alpha.stored[1]))
+            )
     had_format = "format" in adapters.metadata
     return replace(bare, had_format=had_format, keys=keys, shapes=shapes, alphas=alphas, targets=targets)
 
@@ -137,7 +156,9 @@ def _exceptions(item: Adapter, writer: Writer, keys: dict[str, str], shapes: dic
         keys[key] = origin.keys["alpha"]
 
 
-def restore(adapters: AdapterSet, record: Original, architecture: Architecture | None, *, allow_lossy: bool) -> Rendered:
+def restore(
+    adapters: AdapterSet, record: Original, architecture: Architecture | None, *, allow_lossy: bool
+) -> Rendered:
     """The set in its original spelling: the dialect, then the exceptions, then the configurations word for word."""
     by_component = writers_of(record, architecture)
 

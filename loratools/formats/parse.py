@@ -10,7 +10,7 @@ from loratools.adapters.adapter import Adapter, AdapterSet, Origin
 from loratools.adapters.kind import kind_of
 from loratools.architectures.llm import model_types
 from loratools.architectures.naming import Placement
-from loratools.errors import IncompleteAdapter, NotRepresentable, UnknownKeys, WrongRole, nearest
+from loratools.errors import IncompleteAdapter, UnknownKeys, WrongRole, nearest
 from loratools.formats import alphas, configs
 from loratools.formats.alphas import Settings
 from loratools.formats.choose import GENERIC, PEFT, candidates, generic, settled
@@ -33,7 +33,7 @@ class UnknownKey:
 
 @dataclass(frozen=True)
 class Reading:
-    """A parsed file with everything that was noticed on the way. `bind` gives the same file as another candidate reads it."""
+    """A parsed file with all that was noticed on the way; `bind` gives the same file as another candidate reads it."""
 
     opened: Opened
     adapters: AdapterSet
@@ -58,11 +58,13 @@ class Reading:
 
 
 def parse(opened: Opened, *, arch: str | None = None) -> Reading:
-    """Read an adapter file; raises WrongRole where it holds none, IncompleteAdapter, MalformedFile, ArchitectureMismatch."""
+    """Read an adapter file; raises WrongRole where it holds none, IncompleteAdapter, ArchitectureMismatch."""
     metadata = {key: value for part in opened.parts for key, value in part.source.metadata.items()}
     groups, rest = collect(opened.parts)
     if not groups:
-        raise WrongRole("no adapter weights were found", path=opened.name, hint="loratools inspect tells what the file is")
+        raise WrongRole(
+            "no adapter weights were found", path=opened.name, hint="loratools inspect tells what the file is"
+        )
     kinds = {stem: group.kind for stem, group in groups.items()}
     factors = {stem: group.factors for stem, group in groups.items()}
     for stem, group in groups.items():
@@ -90,7 +92,9 @@ def parse(opened: Opened, *, arch: str | None = None) -> Reading:
     chosen = settled(found, metadata, arch)
     if not found:
         types = model_types([item.target.paths[0] for item in adapters.adapters])
-        adapters = replace(adapters, architectures=tuple(f"llm-{name.replace('_', '-')}" for name in types) or (GENERIC,))
+        adapters = replace(
+            adapters, architectures=tuple(f"llm-{name.replace('_', '-')}" for name in types) or (GENERIC,)
+        )
         chosen = adapters.architectures[0] if len(adapters.architectures) == 1 else GENERIC
     return Reading(
         opened,
@@ -187,12 +191,7 @@ def _bind(
         if placement.layout == "swap_halves":
             held = dict(kind.swap_halves(held))
         elif placement.layout == "transpose":
-            raise NotRepresentable(
-                f"{kind.name} on {group.stem[1]}, which its file stores transposed",
-                path=group.file,
-                key=group.stem[1],
-                hint="no trainer is known to write this; please report the file",
-            )
+            held = dict(kind.transpose(held))
         origin = Origin(
             group.file,
             stem[1],
@@ -204,7 +203,7 @@ def _bind(
 
 
 def _names(placement: Placement) -> list[str]:
-    """The names under which a configuration may speak of a module: native, canonical, with and without `text_model.`."""
+    """The names under which a configuration may speak of a module: native, canonical, with or without `text_model.`."""
     names = dict.fromkeys((placement.native, *placement.paths))
     return list(dict.fromkeys(spelt for name in names for spelt in (name, name.removeprefix("text_model."))))
 
@@ -223,9 +222,7 @@ def _unknown(groups: Mapping[Stem, Group], missed: Sequence[Stem], rest: Sequenc
     ]
     found += [UnknownKey(key, "unknown") for key in rest]
     known = [item.key for stem, group in groups.items() if stem not in set(missed) for item in group.found.values()]
-    return tuple(
-        replace(item, near=_near(item.key, known)) if at < 3 else item for at, item in enumerate(found)
-    )
+    return tuple(replace(item, near=_near(item.key, known)) if at < 3 else item for at, item in enumerate(found))
 
 
 def _near(key: str, known: Sequence[str]) -> str | None:

@@ -12,10 +12,10 @@ FORMATS: tuple[Format, ...] = (DIFFUSERS, KOHYA, PEFT)
 ORIGINAL = "original"
 
 
-def format_of(id: str) -> Format:
+def format_of(name: str) -> Format:
     """The format of that id; UsageError with the nearest one where there is none."""
-    found = next((row for row in FORMATS if row.id == id), None)
+    found = next((row for row in FORMATS if row.id == name), None)
     if found is None:
         known = [row.id for row in FORMATS] + [ORIGINAL]
-        raise UsageError(f"unknown format {id!r}", hint=nearest(id, known) or f"known formats: {', '.join(known)}")
+        raise UsageError(f"unknown format {name!r}", hint=nearest(name, known) or f"known formats: {', '.join(known)}")
     return found

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
@@ -14,16 +13,15 @@ from loratools.adapters.regroup import Regrouped, Step, regroup
 from loratools.architectures.architecture import Architecture
 from loratools.errors import InternalError, NotRepresentable
 from loratools.formats import diffusers, peft
+from loratools.formats.alpha_tensor import Stored, alpha_tensor, is_plain
 from loratools.formats.configs import DIFFUSERS_KEY
 from loratools.formats.format import Format, Options
+from loratools.formats.limits import holdable, uniform
 from loratools.formats.spell import Writer, dimensions_of
-from loratools.model import Alpha, Scale, Target
-from loratools.tensors.dtypes import encode_scalar
+from loratools.model import Target
 from loratools.tensors.lazy import LazyTensor
 
 GROUPS_KEY = "loratools.groups"
-
-Stored = tuple[str, tuple[int, ...]]  # dtype and shape of an alpha tensor
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,11 @@ class Rendered:
 
 
 def writers(
-    adapters: AdapterSet, form: Format, architecture: Architecture | None, options: Options, known: tuple[Architecture, ...]
+    adapters: AdapterSet,
+    form: Format,
+    architecture: Architecture | None,
+    options: Options,
+    known: tuple[Architecture, ...],
 ) -> dict[str, Writer]:
     """component → Writer; raises NotRepresentable where the format cannot name a component at all."""
     found: dict[str, Writer] = {}
@@ -72,7 +74,7 @@ def render(
     *,
     target_of: Callable[[str, str], Target] | None = None,
     stored_alpha: Callable[[Adapter], Stored | None] = lambda item: item.alpha.stored,
-    silent_alpha: Callable[[Adapter], bool] = lambda item: False,
+    silent_alpha: Callable[[Adapter], bool] = lambda _: False,
     allow_lossy: bool = False,
 ) -> Rendered:
     """Lay a set out in a format; nothing is computed. Raises NotRepresentable for what the format cannot hold."""
@@ -82,18 +84,18 @@ def render(
 
     recorded = json.loads(adapters.metadata[GROUPS_KEY]) if GROUPS_KEY in adapters.metadata else None
     regrouped = regroup(adapters.adapters, target_of or native, recorded=recorded)
-    kept, lost = _holdable(regrouped.adapters, form, allow_lossy)
+    kept, lost = holdable(regrouped.adapters, form, allow_lossy=allow_lossy)
     tensors: dict[str, dict[str, LazyTensor]] = {}
     placed: list[Adapter] = []
     targets: dict[str, str] = {}
-    for component, members in _by_component(kept).items():
+    for component, found_members in _by_component(kept).items():
         writer = by_component[component]
-        members = _uniform(members, component) if form.alpha != "tensor" else members
+        members = uniform(found_members, component) if form.alpha != "tensor" else found_members
         placed += members
         held = tensors.setdefault(component if form.folder else "", {})
         for item in members:
             found = writer.tensors(item)
-            if form.alpha == "tensor" and not (silent_alpha(item) and _plain_scale(item)):
+            if form.alpha == "tensor" and not (silent_alpha(item) and is_plain(item)):
                 alpha = alpha_tensor(item, stored_alpha(item))
                 if alpha is not None:
                     found[writer.key(item, "alpha")] = alpha
@@ -102,7 +104,7 @@ def render(
                 raise InternalError(f"two factors would be written under {clash}", key=clash)
             held.update(found)
             targets.update(dict.fromkeys(found, item.target.name))
-    extras = _extras(adapters, form, tensors, allow_lossy)
+    extras = _extras(adapters, form, tensors, allow_lossy=allow_lossy)
     metadata = _metadata(adapters, regrouped)
     files = _files(form, by_component, tensors, placed, metadata)
     return Rendered(files, regrouped.steps, (*lost, *extras), tuple(placed), targets)
@@ -115,109 +117,8 @@ def _by_component(adapters: Sequence[Adapter]) -> dict[str, list[Adapter]]:
     return found
 
 
-def _holdable(adapters: Sequence[Adapter], form: Format, allow_lossy: bool) -> tuple[list[Adapter], list[str]]:
-    """The adapters that the format can hold, and the names of those it cannot, where that is allowed."""
-    kept: list[Adapter] = []
-    lost: list[str] = []
-    for item in adapters:
-        reason = _refusal(item, form)
-        if reason is None:
-            kept.append(item)
-        elif allow_lossy:
-            lost.append(f"{item.target.name}: {reason}")
-        else:
-            raise NotRepresentable(
-                f"{item.target.name}: {reason}",
-                key=item.origin.stem if item.origin else None,
-                path=item.origin.file if item.origin else None,
-                hint="--allow-lossy leaves such layers out and lists them; --to kohya holds every kind",
-            )
-    if not kept:
-        raise NotRepresentable(f"{form.id} can hold none of the layers", hint="--to kohya holds every kind")
-    return kept, lost
-
-
-def _refusal(item: Adapter, form: Format) -> str | None:
-    """Why a format cannot hold an adapter exactly, or None."""
-    if item.kind not in form.kinds:
-        return f"{form.id} has no place for {item.kind}"
-    if "singular" in item.factors:
-        return f"{form.id} has no place for AdaLoRA's singular values (lora_E)"
-    if item.kind == "ia3" and "on_input" not in item.factors:
-        return f"{form.id} needs to be told which axis the vector scales, and this file does not say"
-    if form.alpha == "tensor":
-        roles = {"embedding_down", "embedding_up", "up_bias"} & set(item.factors)
-        return f"{form.id} has no place for {sorted(roles)[0]}" if roles else None
-    if "mid" in item.factors:
-        return f"{form.id} has no place for a Tucker core (lora_mid)"
-    if "input_magnitude" in item.factors:
-        return f"{form.id} knows DoRA on the output axis only; this one is normalised over the outputs of each input"
-    return None
-
-
-def _uniform(members: list[Adapter], component: str) -> list[Adapter]:
-    """One configuration speaks for a whole component: DoRA, biases and rsLoRA must be everywhere or nowhere."""
-    with_magnitude = [item for item in members if "magnitude" in item.factors]
-    if with_magnitude and len(with_magnitude) < len(members):
-        plain = next(item for item in members if "magnitude" not in item.factors)
-        raise NotRepresentable(
-            f"{component}: {len(with_magnitude)} of {len(members)} layers are DoRA; one configuration holds all or none",
-            key=plain.origin.stem if plain.origin else None,
-            hint="the others need a magnitude, the row norms of base + delta, which this file does not hold",
-        )
-    if any("up_bias" in item.factors for item in members):
-        members = [_with_bias(item) for item in members]
-    if any(item.alpha.rank_stabilized for item in members) and not all(item.alpha.rank_stabilized for item in members):
-        members = [replace(item, alpha=_plain(item)) for item in members]
-    return members
-
-
-def _with_bias(item: Adapter) -> Adapter:
-    """The same adapter with a bias, of zeros where it had none: exact."""
-    if "up_bias" in item.factors or "up" not in item.factors:
-        return item
-    up = item.factors["up"]
-    return replace(item, factors={**item.factors, "up_bias": LazyTensor.zeros(up.dtype, (up.shape[0],))})
-
-
-def _plain(item: Adapter) -> Alpha:
-    """The alpha of the same scale for a reader that divides by the rank: alpha · √rank, as a double where irrational."""
-    rank = item.rank
-    if not item.alpha.rank_stabilized or not rank:
-        return item.alpha
-    scale = item.scale
-    exact = scale.numerator * rank if scale.root == 1 else Fraction(float(scale) * rank)
-    return Alpha(exact, item.alpha.source)
-
-
-def _plain_scale(item: Adapter) -> bool:
-    """Whether the factors are multiplied by exactly 1, so that no alpha needs to be written."""
-    return item.scale.equals(Scale(Fraction(1)))
-
-
-def alpha_tensor(item: Adapter, stored: Stored | None = None) -> LazyTensor | None:
-    """The alpha of an adapter as a tensor; None for kinds without alpha.
-
-    Its dtype is the stored one where that holds it exactly, else the factors', else float32, else float64. An absent
-    alpha is written as the rank, which every reader takes as scale 1; an irrational one (rsLoRA) is rounded to float32,
-    and the proof measures that.
-    """
-    alpha = _plain(item)
-    value = Fraction(item.rank) if alpha.value is None and item.rank else alpha.value
-    if value is None:
-        return None
-    wanted, shape = stored or (next(iter(item.factors.values())).dtype, ())
-    if item.alpha.rank_stabilized and item.scale.root != 1:
-        return LazyTensor.from_bytes("F32", shape, struct.pack("<f", float(value)))
-    for dtype in (wanted, next(iter(item.factors.values())).dtype, "F32", "F64"):
-        raw = encode_scalar(value, dtype)
-        if raw is not None:
-            return LazyTensor.from_bytes(dtype, shape, raw)
-    raise InternalError(f"no dtype holds the alpha {value} of {item.target.name}")
-
-
 def _extras(
-    adapters: AdapterSet, form: Format, tensors: dict[str, dict[str, LazyTensor]], allow_lossy: bool
+    adapters: AdapterSet, form: Format, tensors: dict[str, dict[str, LazyTensor]], *, allow_lossy: bool
 ) -> list[str]:
     """Modules that PEFT saved whole go along to PEFT; elsewhere they have no place."""
     if not adapters.extras:

@@ -62,8 +62,11 @@ class Writer:
     def tensors(self, adapter: Adapter) -> dict[str, LazyTensor]:
         """Every factor under its key, in the native layout and the shape this spelling gives it."""
         factors = adapter.factors
-        if self.placement(adapter.target.paths[0]).layout == "swap_halves":
+        layout = self.placement(adapter.target.paths[0]).layout
+        if layout == "swap_halves":
             factors = kind_of(adapter.kind).swap_halves(factors)
+        elif layout == "transpose":
+            factors = kind_of(adapter.kind).transpose(factors)
         factors = self._fitted(adapter, factors)
         convolution = max((len(factors[role].shape) for role in ("down", "up") if role in factors), default=2)
         found = {}
@@ -73,7 +76,7 @@ class Writer:
         return found
 
     def _fitted(self, adapter: Adapter, factors: Mapping[str, LazyTensor]) -> Mapping[str, LazyTensor]:
-        """1×1 factors in the dimensions of their weight: a linear layer's reader cannot take four, a convolution's two."""
+        """1×1 factors in the dimensions of their weight: a linear layer's reader wants two, a convolution's four."""
         wanted = self.dimensions.get(adapter.target.paths[0], frozenset())
         if adapter.kind != "lora" or not {"down", "up"} <= set(factors) or len(wanted) != 1 or "mid" in factors:
             return factors
@@ -96,7 +99,7 @@ def suffix_of(suffixes: Mapping[str, str], kind: str, role: str) -> str | None:
 
 
 def _magnitude(tensor: LazyTensor, role: str, key: str, dimensions: int) -> LazyTensor:
-    """DoRA's magnitude as its readers want it: LyCORIS keeps two dimensions or more, PEFT one ([1, out, 1, 1] for conv)."""
+    """DoRA's magnitude as its readers want it: LyCORIS in two dimensions or more, PEFT flat (conv: [1, out, 1, 1])."""
     ones = (1,) * (dimensions - 2)
     if key.endswith(".dora_scale"):
         return tensor.reshape(*((1, tensor.numel) if role == "input_magnitude" else (tensor.numel, 1)), *ones)

@@ -90,11 +90,17 @@ class Cut:
 
 def cut(key: str) -> Cut | None:
     """Cut a key at its longest known suffix, or None where no suffix is known."""
-    ends = [at for at, letter in enumerate(key) if letter == "."]
-    for at in ends[-_DEEPEST:]:
+    best: Cut | None = None
+    at = len(key)
+    for _ in range(_DEEPEST):
+        at = key.rfind(".", 0, at)
+        if at <= 0:
+            break
         row = BY_TEXT.get(key[at:])
-        if row and at:
-            return Cut(key[:at], row.text, row)
+        if row:
+            best = Cut(key[:at], row.text, row)
+    if best:
+        return best
     named = _NAMED.search(key)
     if named and named.start():
         row = BY_TEXT.get(f".{named[1]}{named[3]}")

@@ -21,7 +21,7 @@ class Catalogue:
         return {"schema": self.schema, "results": list(self.rows)}
 
 
-def formats() -> Catalogue:
+def supported_formats() -> Catalogue:
     """Every format that can be written, with its readers, its place for alpha and the kinds it holds."""
     rows = tuple(
         {"id": row.id, "title": row.title, "readers": list(row.readers), "alpha": row.alpha, "kinds": list(row.kinds)}
@@ -30,7 +30,7 @@ def formats() -> Catalogue:
     return Catalogue("loratools.formats/1", rows)
 
 
-def architectures() -> Catalogue:
+def supported_architectures() -> Catalogue:
     """Every architecture with its components, namings and variants."""
     rows = tuple(
         {

@@ -17,7 +17,7 @@ from loratools.operations.lora import Lora, open_lora
 
 @dataclass(frozen=True, slots=True)
 class ModuleComparison:
-    """One module: where it stands ("both", "a", "b"), how equality was seen, relative error and cosine of the deltas."""
+    """One module: where it stands ("both", "a", "b"), how that was seen, relative error and cosine of the deltas."""
 
     module: str
     where: str

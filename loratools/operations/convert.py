@@ -98,7 +98,7 @@ class Pending:
         threads: int = 1,
         progress: Progress | None = None,
     ) -> Conversion:
-        """Write, verify and prove. Raises OutputExists, OutputRefused, ResourceError; InternalError when a proof fails."""
+        """Write, verify, prove. Raises OutputExists, OutputRefused, ResourceError; InternalError when a proof fails."""
         path = Path(out)
         bare = self.folder and path.suffix == ".safetensors"
         if bare:
@@ -155,7 +155,7 @@ class Pending:
         )
 
     def _name(self, file: OutputFile) -> str:
-        """The place of a file in the output folder: one component stands at its root, several in folders of their own."""
+        """The place of a file in the output folder: one component at its root, several in folders of their own."""
         return WEIGHTS if len(self.rendered.files) == 1 else f"{file.name}/{WEIGHTS}"
 
     def _contents(self) -> dict[str, Any]:
@@ -230,7 +230,7 @@ def convert(
 ) -> Pending:
     """Plan a conversion to a format of `loratools formats`, or to "original".
 
-    `dtype` is a safetensors name (F16, BF16, F32); `alpha` "fold" multiplies alpha into the factors. Raises UnknownKeys,
+    `dtype` is a safetensors name (F16, BF16, F32); `alpha` "fold" multiplies it into the factors. Raises UnknownKeys,
     NotRepresentable, ArchitectureMismatch, UsageError, and what opening and parsing raise.
     """
     lora = open_lora(reference, arch=arch, unsafe_pickle=unsafe_pickle)
@@ -264,9 +264,11 @@ def convert(
         "allow_lossy": allow_lossy,
         "allow_partial": allow_partial,
     }
-    plan = plan_of(lora, rendered, name, table_id or lora.architecture, lora.reading.warnings, (*left, *dropped))
+    plan = plan_of(lora, rendered, name, table_id or lora.architecture, left_out=(*left, *dropped))
     arithmetic = dtype is not None or alpha == "fold"
-    return Pending(lora, _without(source, rendered), rendered, plan, parameters, folder, arithmetic, lora.reading.warnings)
+    return Pending(
+        lora, _without(source, rendered), rendered, plan, parameters, folder, arithmetic, lora.reading.warnings
+    )
 
 
 def _without(source: AdapterSet, rendered: Rendered) -> AdapterSet:

@@ -73,7 +73,7 @@ def demo(
     from loratools.pipelines.adapters import make_demo_adapter
     from loratools.pipelines.synthetic import make_pipeline
 
-    say = report or (lambda text: None)
+    say = report or (lambda _: None)
     folder = Path(keep) if keep is not None else Path(tempfile.mkdtemp(prefix="loratools-demo-"))
     try:
         folder.mkdir(parents=True, exist_ok=True)

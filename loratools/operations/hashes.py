@@ -13,9 +13,7 @@ _LEGACY_LENGTH = 0x10000
 HASH_KEYS = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256")
 
 
-def recomputed(
-    metadata: Mapping[str, str], tensors: Mapping[str, LazyTensor], payload_sha256: str
-) -> dict[str, str]:
+def recomputed(metadata: Mapping[str, str], tensors: Mapping[str, LazyTensor], payload_sha256: str) -> dict[str, str]:
     """The hash entries that `metadata` has, for a file of these tensors; entries it lacks are not added.
 
     sshs_model_hash and modelspec.hash_sha256 are the SHA-256 of the payload. sshs_legacy_hash is sd-scripts': the first

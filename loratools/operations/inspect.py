@@ -10,10 +10,10 @@ from typing import Any
 
 from loratools.adapters.adapter import Adapter
 from loratools.adapters.kind import kind_of
-from loratools.bases.identify import identify
+from loratools.bases.identify import Identity, identify
 from loratools.errors import WrongRole
 from loratools.formats.configs import as_number
-from loratools.formats.opening import Opened, Reference, open_reference
+from loratools.formats.opening import Opened, Part, Reference, open_reference
 from loratools.formats.parse import Reading, parse
 from loratools.operations.producer import base_model, producer, training, trigger_words
 from loratools.operations.weights import Health, health
@@ -58,10 +58,10 @@ def inspect(
     except WrongRole:
         return _other(opened)
     found = health(reading.adapters.adapters, threads=threads) if weights else None
-    return _adapter(reading, found, modules)
+    return _adapter(reading, found, modules=modules)
 
 
-def _adapter(reading: Reading, values: Health | None, modules: bool) -> Inspection:
+def _adapter(reading: Reading, values: Health | None, *, modules: bool) -> Inspection:
     """The document of an adapter file."""
     held = reading.adapters
     dialect = held.dialect
@@ -99,7 +99,7 @@ def _adapter(reading: Reading, values: Health | None, modules: bool) -> Inspecti
 
 def _frame(opened: Opened, role: str, form: str | None) -> dict[str, Any]:
     """What every file has, whatever its role."""
-    tensors = [part.source[key] for part in opened.parts for key in part.source.keys()]
+    tensors = [part.source[key] for part in opened.parts for key in part.source]
     return {
         "schema": SCHEMA,
         "path": opened.name,
@@ -150,34 +150,49 @@ def _row(item: Adapter) -> dict[str, Any]:
 
 
 def _other(opened: Opened) -> Inspection:
-    """The document of a file that is no adapter."""
-    shapes = {key: part.source[key].shape for part in opened.parts for key in part.source.keys()}
+    """The document of a file, a folder or a pipeline that is no adapter."""
     if opened.layout == "pipeline":
-        return _pipeline(opened)
+        parts = {part.component or "": identify(_shapes([part])) for part in opened.parts}
+        found = _joined([item for item in parts.values() if item is not None])
+        components = {name: len(part.source) for name, part in zip(parts, opened.parts, strict=True)}
+    else:
+        found = identify(_shapes(opened.parts))
+        components = {name: len(part.keys) for name, part in found.components.items()} if found else {}
+    unmatched = list(found.unmatched) if found else sorted(_shapes(opened.parts))
     metadata = {key: value for part in opened.parts for key, value in part.source.metadata.items()}
-    identity = identify(shapes)
-    settled = identity.candidates[0] if identity and len(identity.candidates) == 1 else None
-    unmatched = list(identity.unmatched) if identity else sorted(shapes)
     document = {
-        **_frame(opened, identity.role if identity else "unknown", None),
+        **_frame(opened, found.role if found else "unknown", None),
         "producer": None,
-        "architecture": settled,
-        "candidates": list(identity.candidates) if identity else [],
-        "variant": identity.variants[0] if identity and len(identity.variants) == 1 else None,
+        "architecture": found.candidates[0] if found and len(found.candidates) == 1 else None,
+        "candidates": list(found.candidates) if found else [],
+        "variant": found.variants[0] if found and len(found.variants) == 1 else None,
         "kinds": [],
-        "components": {name: len(part.keys) for name, part in identity.components.items()} if identity else {},
+        "components": components,
         "adapters": 0,
         "ranks": {},
         "alpha": None,
         "base_model": None,
-        "trigger_words": [],
-        "training": {},
+        "trigger_words": trigger_words(metadata),
+        "training": training(metadata),
         "metadata": metadata,
         "extras": [],
         "unknown_keys": [{"key": key, "class": "unknown"} for key in unmatched],
-        "warnings": [],
+        "warnings": [f"{key} has a size that no known variant has" for key in (found.misfits if found else ())],
         "evidence": [],
     }
     return Inspection(document, None, len(unmatched))
 
 
+def _shapes(parts: Sequence[Part]) -> dict[str, tuple[int, ...]]:
+    return {key: part.source[key].shape for part in parts for key in part.source}
+
+
+def _joined(identities: Sequence[Identity]) -> Identity | None:
+    """What a whole pipeline is: the architectures that every component with a table allows."""
+    told = [item for item in identities if item.candidates]
+    if not told:
+        return identities[0] if identities else None
+    common = [name for name in told[0].candidates if all(name in item.candidates for item in told)]
+    unmatched = tuple(key for item in identities for key in item.unmatched)
+    variants = next((item.variants for item in told if item.variants), ())
+    return Identity("base", tuple(common), {}, unmatched, variants)

@@ -72,7 +72,7 @@ def open_lora(reference: Reference | Lora, *, arch: str | None = None, unsafe_pi
 
 
 def tables(lora: Lora) -> tuple[Architecture, ...]:
-    """The architectures that the file may be: the settled one, else every candidate; none for the generic transformer."""
+    """The architectures that the file may be: the settled one, else every candidate; none for the generic one."""
     ids = (lora.architecture,) if lora.architecture else lora.candidates
     known = {item.id for item in ARCHITECTURES}
     return tuple(architecture(name) for name in ids if name in known)

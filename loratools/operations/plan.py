@@ -16,7 +16,8 @@ _START_UP = 48 << 20  # what the interpreter, the tables and the header of a lar
 @dataclass(frozen=True, slots=True)
 class Plan:
     """Plain values. `steps` counts what regrouping did; `computed` are the tensors that need arithmetic; `files` are
-    (name, tensors, bytes of data); `peak_memory` is an estimate in bytes."""
+    (name, tensors, bytes of data); `peak_memory` is an estimate in bytes.
+    """
 
     source: str
     source_format: str
@@ -52,12 +53,10 @@ class Plan:
         }
 
 
-def plan_of(
-    lora: Lora, rendered: Rendered, form: str, architecture: str | None, notes: tuple[str, ...], lost: tuple[str, ...]
-) -> Plan:
+def plan_of(lora: Lora, rendered: Rendered, form: str, architecture: str | None, *, left_out: tuple[str, ...]) -> Plan:
     """The plan that a rendering is."""
     tensors = [tensor for file in rendered.files for tensor in file.tensors.values()]
-    source = {key for part in lora.reading.opened.parts for key in part.source.keys()}
+    source = {key for part in lora.reading.opened.parts for key in part.source}
     computed = [tensor for tensor in tensors if any(isinstance(segment, Computed) for segment in tensor.segments)]
     largest = max((tensor.nbytes for tensor in computed), default=0)
     return Plan(
@@ -74,7 +73,7 @@ def plan_of(
         computed=len(computed),
         steps=dict(Counter(step.what for step in rendered.steps)),
         details=tuple(f"{step.target.name}: {step.note}" for step in rendered.steps if step.what != "untouched"),
-        lost=(*rendered.lost, *lost),
-        notes=notes,
+        lost=(*rendered.lost, *left_out),
+        notes=lora.reading.warnings,
         peak_memory=_START_UP + 2 * CHUNK + 4 * largest,
     )

@@ -1,4 +1,4 @@
-"""The record of how an output was made, kept in its metadata: inputs with their SHA-256, operation, parameters, version."""
+"""The record of how an output was made, in its metadata: inputs with SHA-256, operation, parameters, version."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ DENOISER: Mapping[str, tuple[int, int]] = {
     "proj_out": (4, 2),
     "net.2": (6, 6),
 }
-"""Ending of a module's path → (rank, alpha); every linear layer of the denoiser that ends so gets an adapter."""
+"""Ending of a module's path → (rank, alpha); every such linear layer or convolution is adapted."""
 
 TEXT_ENCODER: Mapping[str, tuple[int, int]] = {
     "q_proj": (4, 4),
@@ -36,7 +36,7 @@ def make_demo_adapter(pipeline_folder: Path, out: Path, *, seed: int = 0) -> Pat
     """Write a LoRA for the denoiser and the first text encoder of a pipeline to `out`, a `.safetensors` file.
 
     Ranks and alphas differ from module to module; the alphas lie in the file's `lora_adapter_metadata`.
-    The same pipeline and seed make the same bytes.
+    The same pipeline and seed make the same tensors and metadata.
     """
     import torch
     from diffusers import DiffusionPipeline
@@ -55,15 +55,15 @@ def make_demo_adapter(pipeline_folder: Path, out: Path, *, seed: int = 0) -> Pat
 def _adapt(
     model: Any, table: Mapping[str, tuple[int, int]], generator: torch.Generator
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """The factors and the configuration of a random LoRA over the linear layers whose paths end as `table` says."""
+    """The factors and the configuration of a random LoRA over the layers whose paths end as `table` says."""
     import torch
     from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
     from torch import nn
 
     endings = tuple(f".{ending}" for ending in table)
-    linear = sorted(name for name, module in model.named_modules() if isinstance(module, nn.Linear))
+    layers = sorted(name for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d)))
     config = LoraConfig(
-        target_modules=[name for name in linear if f".{name}".endswith(endings)],
+        target_modules=[name for name in layers if f".{name}".endswith(endings)],
         rank_pattern={ending: rank for ending, (rank, _) in table.items()},
         alpha_pattern={ending: alpha for ending, (_, alpha) in table.items()},
         init_lora_weights=False,

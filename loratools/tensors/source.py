@@ -38,6 +38,10 @@ class TensorSource(Protocol):
         """The keys in the order of the file."""
         ...
 
+    def __iter__(self) -> Iterator[str]:
+        """The keys in the order of the file."""
+        ...
+
     def __getitem__(self, key: str) -> LazyTensor:
         """The tensor of that name; raises KeyError."""
         ...

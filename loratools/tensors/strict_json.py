@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from math import isfinite
 from typing import Any, NoReturn
 
 from loratools.errors import MalformedFile
@@ -30,17 +31,7 @@ def strict_json(raw: bytes, *, path: object, what: str) -> Any:
         raise MalformedFile(f"{what} is not UTF-8 text (byte {error.start})", path=path) from error
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(items)
-        if len(found) != len(items):
-            seen: set[str] = set()
-            double = next(name for name, _ in items if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-            raise MalformedFile(
-                f"{what} has the key {double!r} twice",
-                path=path,
-                key=double,
-                hint="readers disagree on which one counts, so neither is taken; write the file anew",
-            )
-        return found
+        return _without_duplicates(items, path, what)
 
     def constant(word: str) -> NoReturn:
         raise MalformedFile(f"{what} holds {word}, which is not JSON", path=path)
@@ -50,8 +41,16 @@ def strict_json(raw: bytes, *, path: object, what: str) -> Any:
             raise MalformedFile(f"{what} holds an integer of {len(digits)} digits", path=path)
         return -0.0 if digits == "-0" else int(digits)
 
+    def fraction(digits: str) -> float:
+        number = float(digits)
+        if not isfinite(number):
+            raise MalformedFile(f"{what} holds the number {digits[:40]}, which no double can hold", path=path)
+        return number
+
     try:
-        value = json.loads(text, object_pairs_hook=pairs, parse_constant=constant, parse_int=integer)
+        value = json.loads(
+            text, object_pairs_hook=pairs, parse_constant=constant, parse_int=integer, parse_float=fraction
+        )
     except RecursionError as error:
         raise MalformedFile(f"{what} is nested too deep", path=path) from error
     except ValueError as error:
@@ -59,6 +58,23 @@ def strict_json(raw: bytes, *, path: object, what: str) -> Any:
     if "\\u" in text and _has_surrogate(value):
         raise MalformedFile(f"{what} holds half of a surrogate pair", path=path)
     return value
+
+
+def _without_duplicates(items: list[tuple[str, Any]], path: object, what: str) -> dict[str, Any]:
+    found = dict(items)
+    if len(found) == len(items):
+        return found
+    seen: set[str] = set()
+    for name, _ in items:
+        if name in seen:
+            raise MalformedFile(
+                f"{what} has the key {name!r} twice",
+                path=path,
+                key=name,
+                hint="readers disagree on which one counts, so neither is taken; write the file anew",
+            )
+        seen.add(name)
+    return found
 
 
 def _check_number_of_values(raw: bytes, path: object, what: str) -> None:

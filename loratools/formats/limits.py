@@ -1,0 +1,87 @@
+"""What a format can hold exactly, and what has to hold for a whole component at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from loratools.adapters.adapter import Adapter
+from loratools.errors import NotRepresentable
+from loratools.formats.alpha_tensor import plain
+from loratools.formats.format import Format
+from loratools.tensors.lazy import LazyTensor
+
+# where alpha stands → role → why that format cannot hold it
+_NO_PLACE = {
+    "tensor": {
+        "embedding_down": "has no place for an embedding's factors",
+        "up_bias": "has no place for a bias of the up factor (lora_B.bias)",
+    },
+    "config": {
+        "bias_diff": "has no place for a difference of the bias (diff_b)",
+        "input_magnitude": "knows DoRA on the output axis only; this one is normalised over the outputs of each input",
+        "mid": "has no place for a Tucker core (lora_mid)",
+    },
+}
+
+
+def holdable(adapters: Sequence[Adapter], form: Format, *, allow_lossy: bool) -> tuple[list[Adapter], list[str]]:
+    """The adapters that the format can hold, and the names of those it cannot, where that is allowed."""
+    kept: list[Adapter] = []
+    lost: list[str] = []
+    for item in adapters:
+        reason = refusal(item, form)
+        if reason is None:
+            kept.append(item)
+        elif allow_lossy:
+            lost.append(f"{item.target.name}: {reason}")
+        else:
+            raise NotRepresentable(
+                f"{item.target.name}: {reason}",
+                key=item.origin.stem if item.origin else None,
+                path=item.origin.file if item.origin else None,
+                hint="--allow-lossy leaves such layers out and lists them; --to kohya holds every kind",
+            )
+    if not kept:
+        raise NotRepresentable(f"{form.id} can hold none of the layers", hint="--to kohya holds every kind")
+    return kept, lost
+
+
+def refusal(item: Adapter, form: Format) -> str | None:
+    """Why a format cannot hold an adapter exactly, or None."""
+    if item.kind not in form.kinds:
+        return f"{form.id} has no place for {item.kind}"
+    if "singular" in item.factors:
+        return f"{form.id} has no place for AdaLoRA's singular values (lora_E)"
+    if item.kind == "ia3" and "on_input" not in item.factors:
+        return f"{form.id} needs to be told which axis the vector scales, and this file does not say"
+    for role in item.factors:
+        reason = _NO_PLACE["tensor" if form.alpha == "tensor" else "config"].get(role)
+        if reason:
+            return f"{form.id} {reason}"
+    return None
+
+
+def uniform(members: list[Adapter], component: str) -> list[Adapter]:
+    """One configuration speaks for a whole component: DoRA, biases and rsLoRA must be everywhere or nowhere."""
+    with_magnitude = [item for item in members if "magnitude" in item.factors]
+    if with_magnitude and len(with_magnitude) < len(members):
+        bare = next(item for item in members if "magnitude" not in item.factors)
+        raise NotRepresentable(
+            f"{component}: {len(with_magnitude)} of {len(members)} layers are DoRA; this format holds all or none",
+            key=bare.origin.stem if bare.origin else None,
+            hint="the others need a magnitude, the row norms of base + delta, which this file does not hold",
+        )
+    if any("up_bias" in item.factors for item in members):
+        members = [_with_bias(item) for item in members]
+    if any(item.alpha.rank_stabilized for item in members) and not all(item.alpha.rank_stabilized for item in members):
+        members = [replace(item, alpha=plain(item)) for item in members]
+    return members
+
+
+def _with_bias(item: Adapter) -> Adapter:
+    """The same adapter with a bias, of zeros where it had none: exact."""
+    if "up_bias" in item.factors or "up" not in item.factors:
+        return item
+    up = item.factors["up"]
+    return replace(item, factors={**item.factors, "up_bias": LazyTensor.zeros(up.dtype, (up.shape[0],))})
