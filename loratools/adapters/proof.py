@@ -66,17 +66,32 @@ def prove(source: Sequence[Adapter], output: Sequence[Adapter], base: torch.Tens
         return _prove_one(source[0], output[0], base)
     if not source or not output:
         return _weakest([_prove_one(item, None, base) for item in (*source, *output)])
+    pairs, sliced = _aligned(source, output, base)
+    found = _weakest([_prove_one(ours, theirs, None) for ours, theirs in pairs])
+    # Where some kind cannot be sliced, the deltas are formed, and equal ones are still only measured to be equal.
+    return found if sliced else Proof("measured", found.error)
+
+
+def aligned(source: Sequence[Adapter], output: Sequence[Adapter]) -> list[tuple[Adapter | None, Adapter | None]]:
+    """A cluster as pairs over its finest common paths; None where one side does not have a path."""
+    if len(source) == len(output) == 1 and source[0].target.paths == output[0].target.paths:
+        return [(source[0], output[0])]
+    if not source or not output:
+        return [(item, None) for item in source] + [(None, item) for item in output]
+    return _aligned(source, output, None)[0]
+
+
+def _aligned(
+    source: Sequence[Adapter], output: Sequence[Adapter], base: torch.Tensor | None
+) -> tuple[list[tuple[Adapter | None, Adapter | None]], bool]:
+    """The pairs, and whether the factors could be sliced (else they are dense deltas)."""
     try:
         ours, theirs = _by_path(source), _by_path(output)
+        sliced = True
     except NotRepresentable:
-        # Some kind's rows cannot be sliced: the deltas are formed, and equal ones are still only measured to be equal.
         ours, theirs = _dense_by_path(source, base), _dense_by_path(output, base)
-        return Proof("measured", _weakest_of(ours, theirs).error)
-    return _weakest_of(ours, theirs)
-
-
-def _weakest_of(ours: Mapping[str, Adapter], theirs: Mapping[str, Adapter]) -> Proof:
-    return _weakest([_prove_one(ours.get(path), theirs.get(path), None) for path in dict.fromkeys((*ours, *theirs))])
+        sliced = False
+    return [(ours.get(path), theirs.get(path)) for path in dict.fromkeys((*ours, *theirs))], sliced
 
 
 def _weakest(proofs: Sequence[Proof]) -> Proof:

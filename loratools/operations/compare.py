@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from loratools.adapters.adapter import Adapter
 from loratools.adapters.difference import difference
-from loratools.adapters.proof import clusters, prove
+from loratools.adapters.proof import aligned, clusters, prove
 from loratools.errors import ArchitectureMismatch
 from loratools.formats.opening import Reference
 from loratools.operations.lora import Lora, open_lora
@@ -99,25 +98,20 @@ def compare(
         left = open_lora(left, arch=common[0])
     if right.candidates[0] != common[0]:
         right = open_lora(right, arch=common[0])
-    pairs = list(clusters(left.adapters, right.adapters))
-    with _pool(threads) as pool:
+    pairs = [pair for cluster in clusters(left.adapters, right.adapters) for pair in aligned(*cluster)]
+    with ThreadPoolExecutor(max(1, threads)) as pool:
         modules = list(pool.map(_module, pairs))
     return Comparison(left.name, right.name, tolerance, tuple(sorted(modules, key=lambda item: -item.relative_error)))
 
 
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(max(1, threads))
-
-
-def _module(pair: tuple[Sequence[Adapter], Sequence[Adapter]]) -> ModuleComparison:
-    """One cluster: equal bytes need no arithmetic; anything else is measured in float64."""
-    left, right = pair
-    name = (left or right)[0].target.name
-    if not left or not right:
-        proof = prove(list(left), list(right))
-        return ModuleComparison(name, "a" if left else "b", proof.kind, proof.error, None)
-    proof = prove(list(left), list(right))
+def _module(pair: tuple[Adapter | None, Adapter | None]) -> ModuleComparison:
+    """One module: equal bytes need no arithmetic; anything else is measured in float64."""
+    ours, theirs = ([item] if item else [] for item in pair)
+    name = (ours or theirs)[0].target.name
+    proof = prove(ours, theirs)
+    if not ours or not theirs:
+        return ModuleComparison(name, "a" if ours else "b", proof.kind, proof.error, None)
     if proof.kind != "measured":
         return ModuleComparison(name, "both", proof.kind, 0.0, 1.0)
-    found = difference(list(left), list(right))
+    found = difference(ours, theirs)
     return ModuleComparison(name, "both", "measured", found.relative_error, found.cosine)

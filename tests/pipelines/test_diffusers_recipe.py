@@ -106,7 +106,8 @@ def test_kohya_file_of_a_diffusers_file_makes_the_same_delta(architecture, third
     truth = third_party("diffusers", architecture)
     out = tmp_path / "kohya.safetensors"
     lt.convert(truth.path, to="kohya", arch=architecture).save(out)
-    assert lt.compare(truth.path, out, arch=architecture).worst == 0
+    # unequal scales of fused parts are folded into a factor, which float64 sees to its own rounding
+    assert lt.compare(truth.path, out, arch=architecture).worst <= 1e-14
 
 
 # 1. Names.
