@@ -158,6 +158,10 @@ class Naming:
         """The look-up by canonical path."""
         return _Index((Template.parse(part), rule) for rule in self.rules for part in rule.canonical)
 
+    def has_native(self, words: Skeleton, numbers: tuple[int, ...]) -> bool:
+        """Whether a native path, given as its skeleton, is in the table."""
+        return self.natives.find(words, numbers) is not None
+
     def at_native(self, words: Skeleton, numbers: tuple[int, ...]) -> Placement | None:
         """The placement of a native path, given as its skeleton."""
         found = self.natives.find(words, numbers)

@@ -8,13 +8,15 @@ from loratools.architectures.llm import model_types
 from loratools.architectures.naming import Placement
 from loratools.architectures.registry import ARCHITECTURES, architecture
 from loratools.errors import ArchitectureMismatch
-from loratools.formats.detect import Candidate, Place, Stem, by_names, by_shapes, claimed
+from loratools.formats.detect import Candidate, Place, Sizes, Stem, by_names, by_shapes, claimed
 from loratools.formats.opening import Opened
 from loratools.formats.prefixes import Prefix, prefixes
 
 GENERIC = "llm"
 GENERIC_COMPONENT = "model"
 PEFT = "base_model.model."
+# A model that no table knows shares names with one that is known. A few stray keys are no sign of that; more are.
+STRAYS, STRAY_SHARE, LARGER_SHARE = 8, 0.02, 0.1
 
 
 def candidates(
@@ -41,6 +43,18 @@ def candidates(
         )
     evidence = [f"names: {len(found[0].places)} of {len(stems)} layers fit {', '.join(_ids(found))}"]
     sizes = {item.architecture.id: by_shapes(item, weights) for item in found}
+    if arch is not None:
+        _require_best(found[0], sizes[found[0].architecture.id], stems, weights, path=opened.name)
+    reason = _stranger(found, sizes, len(stems)) if arch is None else None
+    if reason and passable:
+        return [], (), [f"a PEFT adapter of another model ({reason}): names pass through"]
+    if reason:
+        raise ArchitectureMismatch(
+            f"the keys fit no architecture ({reason})",
+            path=opened.name,
+            key=next(iter(found[0].missed or stems))[1],
+            hint=f"--arch {found[0].architecture.id} takes it for the nearest; loratools architectures lists all",
+        )
     compared = max(size.compared for size in sizes.values())
     fewest = min(len(size.misfits) for size in sizes.values())
     if compared and fewest < compared:
@@ -58,6 +72,41 @@ def candidates(
         evidence.append(f"metadata names {', '.join(claims)}, which the keys and shapes do not fit")
     variants = sizes[found[0].architecture.id].variants if compared and fewest < compared else ()
     return found, variants, evidence
+
+
+def _stranger(found: Sequence[Candidate], sizes: Mapping[str, Sizes], count: int) -> str | None:
+    """Why the nearest architecture is not the file's: many layers it has not, or sizes beyond all of its variants."""
+    best = min(found, key=lambda item: len(sizes[item.architecture.id].misfits))
+    missed, size = len(best.missed), sizes[best.architecture.id]
+    if missed > max(STRAYS, STRAY_SHARE * count):
+        return f"the nearest, {best.architecture.id}, has no place for {missed} of {count} layers"
+    if size.larger > LARGER_SHARE * size.compared:
+        return f"the nearest, {best.architecture.id}, is smaller in {size.larger} of {size.compared} layers"
+    return None
+
+
+def _require_best(
+    asked: Candidate,
+    size: Sizes,
+    stems: Sequence[Stem],
+    weights: Mapping[Stem, tuple[int | None, ...]],
+    *,
+    path: str,
+) -> None:
+    """Raise ArchitectureMismatch where another architecture has more of the names, or all of the sizes."""
+    if not asked.missed and not size.misfits:
+        return
+    for other in by_names(stems):
+        more = len(other.places) > len(asked.places)
+        if more or (len(other.places) == len(asked.places) and not by_shapes(other, weights).misfits):
+            stray = (asked.missed or size.misfits)[0][1]
+            what = f"{len(asked.missed)} of {len(stems)} layers are not in it" if more else "its sizes are others"
+            raise ArchitectureMismatch(
+                f"the file is for {other.architecture.id}, not {asked.architecture.id}: {what}",
+                path=path,
+                key=stray,
+                hint="leave --arch out: it is for files that do not tell",
+            )
 
 
 def _ids(found: Sequence[Candidate]) -> list[str]:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from math import prod
 
 from loratools.architectures.architecture import Architecture, shapes
-from loratools.architectures.naming import Placement, skeleton
+from loratools.architectures.naming import Naming, Placement, Skeleton, skeleton
 from loratools.architectures.registry import ARCHITECTURES, index
+from loratools.errors import InternalError
 from loratools.formats.prefixes import Prefix, prefixes
 
 # A stem of one file of a set: the component that the file's place in a folder names (or None), and the stem itself.
@@ -32,6 +33,23 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
+class _Fit:
+    """One way to read a stem; its placement is made only for the fit that is chosen."""
+
+    component: str
+    naming: Naming
+    prefix: Prefix
+    words: Skeleton
+    numbers: tuple[int, ...]
+
+    def place(self) -> Place:
+        placement = self.naming.at_native(self.words, self.numbers)
+        if placement is None:
+            raise InternalError(f"{self.prefix.text}… was found in {self.naming.name} and is not there")
+        return Place(self.component, self.naming.name, self.prefix, placement)
+
+
+@dataclass(frozen=True, slots=True)
 class Candidate:
     """One architecture with the places of the stems it knows, and the stems it does not."""
 
@@ -40,10 +58,10 @@ class Candidate:
     missed: tuple[Stem, ...]
 
 
-def _fits(stem: Stem, by_id: Mapping[str, Architecture]) -> dict[str, list[Place]]:
+def _fits(stem: Stem, by_id: Mapping[str, Architecture]) -> dict[str, list[_Fit]]:
     """Every (component, naming) of every architecture that a stem can be, by architecture."""
     hint, text = stem
-    found: dict[str, list[Place]] = {}
+    found: dict[str, list[_Fit]] = {}
     for prefix, rest in prefixes(text):
         words, numbers = skeleton(rest)
         for arch_id, component_name, naming_name in index().get(words, ()):
@@ -53,9 +71,8 @@ def _fits(stem: Stem, by_id: Mapping[str, Architecture]) -> dict[str, list[Place
             if not prefix.means(by_id[arch_id], component):
                 continue
             naming = component.naming(naming_name)
-            placement = naming.at_native(words, numbers) if naming else None
-            if placement:
-                found.setdefault(arch_id, []).append(Place(component_name, naming_name, prefix, placement))
+            if naming and naming.has_native(words, numbers):
+                found.setdefault(arch_id, []).append(_Fit(component_name, naming, prefix, words, numbers))
         if found:
             break  # a less telling prefix could only repeat it
     return found
@@ -71,39 +88,43 @@ def by_names(stems: Sequence[Stem], architectures: Iterable[Architecture] = ARCH
     return [_settle(arch, {stem: found.get(arch.id, []) for stem, found in fits.items()}) for arch in winners]
 
 
-def _settle(arch: Architecture, fits: Mapping[Stem, list[Place]]) -> Candidate:
+def _settle(arch: Architecture, fits: Mapping[Stem, list[_Fit]]) -> Candidate:
     """Choose one fit a stem: the naming and component that hold over the most stems, the first hit never."""
-    counts = Counter((fit.component, fit.naming) for found in fits.values() for fit in found)
+    counts = Counter((fit.component, fit.naming.name) for found in fits.values() for fit in found)
     components = Counter(component for found in fits.values() for component in {fit.component for fit in found})
     order = {component.name: at for at, component in enumerate(arch.components)}
 
-    def weight(fit: Place) -> tuple[int, int, int]:
-        return components[fit.component], -order[fit.component], counts[fit.component, fit.naming]
+    def weight(fit: _Fit) -> tuple[int, int, int]:
+        return components[fit.component], -order[fit.component], counts[fit.component, fit.naming.name]
 
     places: dict[Stem, Place] = {}
     for stem, found in fits.items():
         if found:
-            places[stem] = max(found, key=weight)
+            places[stem] = max(found, key=weight).place()
     return Candidate(arch, places, tuple(stem for stem, found in fits.items() if not found))
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How the shapes of a file agree with one architecture: the variants that fit best, and the stems that do not."""
+    """How the shapes of a file agree with one architecture: the variants that fit best, and the stems that do not.
+
+    `larger` counts the misfits that have an extent beyond the table's: a tiny model has none, another model has many.
+    """
 
     variants: tuple[str, ...]
     misfits: tuple[Stem, ...]
     compared: int
+    larger: int = 0
 
 
 def by_shapes(candidate: Candidate, weights: Mapping[Stem, WeightShape]) -> Sizes:
     """Compare the weight shapes that the factors imply with each variant's table."""
-    results: list[tuple[str, tuple[Stem, ...]]] = []
+    results: list[tuple[str, tuple[Stem, ...], int]] = []
     compared = 0
     for variant in candidate.architecture.variants:
         table = shapes(variant.shapes)
         misfits: list[Stem] = []
-        compared = 0
+        compared = larger = 0
         for stem, place in candidate.places.items():
             expected = _expected(place, table.get(place.component, {}))
             if expected is None or stem not in weights:
@@ -111,10 +132,11 @@ def by_shapes(candidate: Candidate, weights: Mapping[Stem, WeightShape]) -> Size
             compared += 1
             if not _agrees(weights[stem], expected):
                 misfits.append(stem)
-        results.append((variant.name, tuple(misfits)))
-    fewest = min((len(misfits) for _, misfits in results), default=0)
-    best = [(name, misfits) for name, misfits in results if len(misfits) == fewest]
-    return Sizes(tuple(name for name, _ in best), best[0][1] if best else (), compared)
+                larger += _exceeds(weights[stem], expected)
+        results.append((variant.name, tuple(misfits), larger))
+    fewest = min((len(misfits) for _, misfits, _ in results), default=0)
+    best = [row for row in results if len(row[1]) == fewest]
+    return Sizes(tuple(row[0] for row in best), best[0][1], compared, best[0][2]) if best else Sizes((), (), compared)
 
 
 def _expected(place: Place, table: Mapping[str, tuple[int, ...]]) -> tuple[int, int] | None:
@@ -131,6 +153,12 @@ def _agrees(weight: WeightShape, expected: tuple[int, int]) -> bool:
         return False
     rest = [extent for extent in weight[1:] if extent is not None]
     return len(rest) != len(weight) - 1 or not weight[1:] or prod(rest) == expected[1]
+
+
+def _exceeds(weight: WeightShape, expected: tuple[int, int]) -> bool:
+    """Whether an extent is larger than the table's."""
+    rest = [extent for extent in weight[1:] if extent is not None]
+    return (weight[0] or 0) > expected[0] or (len(rest) == len(weight) - 1 and prod(rest) > expected[1])
 
 
 def claimed(metadata: Mapping[str, str]) -> tuple[str, ...]:

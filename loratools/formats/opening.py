@@ -10,7 +10,6 @@ from typing import Any, BinaryIO
 
 from loratools.errors import MalformedFile, PathNotFound, UsageError
 from loratools.formats.configs import Config, parse_json
-from loratools.tensors.pickle_file import open_pickle
 from loratools.tensors.safetensors_file import open_safetensors
 from loratools.tensors.sharded import open_sharded
 from loratools.tensors.source import LocalFile, MemoryTensors, TensorSource
@@ -71,6 +70,8 @@ def _open_part(path: Path, component: str | None = None, *, unsafe_pickle: bool,
     if path.name.endswith(".safetensors.index.json"):
         return Part(component, open_sharded(path), config)
     if path.suffix.lower() in _PICKLES:
+        from loratools.tensors.pickle_file import open_pickle  # its checks and its child cost more than most commands
+
         return Part(component, open_pickle(path, allowed=unsafe_pickle), config)
     return Part(component, open_safetensors(path), config)
 

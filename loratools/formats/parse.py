@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 from loratools.adapters.adapter import Adapter, AdapterSet, Origin
 from loratools.adapters.kind import kind_of
@@ -75,6 +76,7 @@ def parse(opened: Opened, *, arch: str | None = None) -> Reading:
     found, variants, evidence = candidates(opened, list(groups), weights, metadata, arch)
     settings = _Settings(opened, metadata)
 
+    @cache
     def bind(arch_id: str) -> tuple[AdapterSet, list[str]]:
         candidate = next((item for item in found if item.architecture.id == arch_id), None)
         places = candidate.places if candidate else generic(list(groups))

@@ -58,8 +58,11 @@ def writers(
         component = architecture.by_name[name] if architecture else None
         spelling = form.spell(architecture, component, options)
         if spelling is None:
+            origin = next((item.origin for item in adapters.adapters if item.origin), None)
             raise NotRepresentable(
-                f"{form.id} has no names for a model without a table ({', '.join(adapters.architectures)})",
+                f"{form.id} has no names for a model without a table ({', '.join(adapters.architectures[:3])})",
+                path=origin.file if origin else None,
+                key=origin.stem if origin else None,
                 hint="--to peft keeps the model's own names",
             )
         naming = component.naming(spelling.naming) if component else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 
 from loratools.adapters.adapter import Adapter
@@ -27,14 +27,19 @@ class Writer:
     spelling: Spelling
     naming: Naming | None
     dimensions: Mapping[str, frozenset[int]]
+    _known: dict[str, Placement] = field(default_factory=dict, compare=False, repr=False)
 
     def placement(self, path: str) -> Placement:
         """The native weight that holds a canonical path; raises InternalError for a path outside the tables."""
-        if self.naming is None:
-            return Placement(path, (path,), (1,), "rows", ".")
-        found = self.naming.at_canonical(path)
+        found = self._known.get(path)
         if found is None:
-            raise InternalError(f"{path} is not in the naming {self.naming.name}")
+            if self.naming is None:
+                found = Placement(path, (path,), (1,), "rows", ".")
+            else:
+                found = self.naming.at_canonical(path)
+                if found is None:
+                    raise InternalError(f"{path} is not in the naming {self.naming.name}")
+            self._known.update(dict.fromkeys(found.paths, found))
         return found
 
     def target(self, component: str, path: str) -> Target:

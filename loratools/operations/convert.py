@@ -314,7 +314,7 @@ def _described(changed: AdapterSet, source: AdapterSet, table: Architecture | No
 
 def _agreed(lora: Lora, chosen: Sequence[tuple[str | None, AdapterSet, Rendered]]) -> None:
     """Go on with several candidates only where all of them would write the same file."""
-    first = _layout(chosen[0][2])
+    first = _layout(chosen[0][2]) if len(chosen) > 1 else []
     for name, _, rendered in chosen[1:]:
         if _layout(rendered) != first:
             raise ArchitectureMismatch(

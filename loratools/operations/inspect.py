@@ -11,7 +11,8 @@ from typing import Any
 from loratools.adapters.adapter import Adapter
 from loratools.adapters.kind import kind_of
 from loratools.bases.identify import Identity, identify
-from loratools.errors import WrongRole
+from loratools.errors import ArchitectureMismatch, IncompleteAdapter, WrongRole
+from loratools.formats.collect import collect
 from loratools.formats.configs import as_number
 from loratools.formats.opening import Opened, Part, Reference, open_reference
 from loratools.formats.parse import Reading, parse
@@ -48,7 +49,8 @@ def inspect(
 ) -> Inspection:
     """Say what a reference is. `weights` also reads the values: norms, NaN, dead modules, singular values.
 
-    Raises MalformedFile and UnsafeFile for what cannot be read; any well-formed file gets an answer, whatever it is.
+    Raises MalformedFile, UnsafeFile and NonFinite for what cannot be read, and ArchitectureMismatch where `arch` does
+    not fit; any well-formed file gets an answer, whatever it is.
     """
     opened = open_reference(reference, unsafe_pickle=unsafe_pickle)
     if opened.layout == "pipeline":
@@ -57,6 +59,10 @@ def inspect(
         reading = parse(opened, arch=arch)
     except WrongRole:
         return _other(opened)
+    except (ArchitectureMismatch, IncompleteAdapter) as error:
+        if arch is not None:
+            raise
+        return _unplaced(opened, error)
     found = health(reading.adapters.adapters, threads=threads) if weights else None
     return _adapter(reading, found, modules=modules)
 
@@ -181,6 +187,21 @@ def _other(opened: Opened) -> Inspection:
         "evidence": [],
     }
     return Inspection(document, None, len(unmatched))
+
+
+def _unplaced(opened: Opened, error: ArchitectureMismatch | IncompleteAdapter) -> Inspection:
+    """The document of an adapter whose layers could not be placed: of an unknown architecture, or with factors amiss."""
+    document = {**_other(opened).document, "role": "adapter", "evidence": [error.message]}
+    keys = sorted(_shapes(opened.parts))
+    document["unknown_keys"] = [{"key": key, "class": "unknown"} for key in keys]
+    document["warnings"] = [f"{error.message}: {error.key}" if error.key else error.message]
+    if isinstance(error, ArchitectureMismatch):
+        groups, _ = collect(opened.parts)
+        ready = [(kind_of(group.kind), group.factors) for group in groups.values()]
+        document["kinds"] = sorted({name for kind, factors in ready for name in kind.kinds(factors)})
+        document["adapters"] = len(groups)
+        document["ranks"] = _counts(rank for kind, factors in ready if (rank := kind.rank(factors)) is not None)
+    return Inspection(document, None, len(keys))
 
 
 def _shapes(parts: Sequence[Part]) -> dict[str, tuple[int, ...]]:
