@@ -11,25 +11,47 @@ from loratools.cli.options import Manner, speaks
 from loratools.cli.progress import Progress
 from loratools.cli.render import Document, Page, emit
 from loratools.cli.text import human_bytes, plural
-from loratools.errors import UsageError
+from loratools.errors import UsageError, nearest
 
 # How people spell a dtype on the command line, kohya's words among them → how safetensors spells it.
 DTYPES = {
-    "float16": "F16", "fp16": "F16", "half": "F16",
+    "float16": "F16", "fp16": "F16", "f16": "F16", "half": "F16",
     "bfloat16": "BF16", "bf16": "BF16",
-    "float32": "F32", "fp32": "F32", "float": "F32",
+    "float32": "F32", "fp32": "F32", "f32": "F32", "float": "F32",
 }  # fmt: skip
+
+# What regrouping did to an adapter → how a page says it.
+STEPS = {"untouched": "as they are", "slice": "cut", "pad": "padded", "share": "joined", "block": "joined in blocks"}
+SHOWN = 8  # regroupings on a page
+
+
+def known_formats() -> list[str]:
+    """The words that --to takes."""
+    from loratools.operations import catalogue
+
+    return [*(row["id"] for row in catalogue.supported_formats().rows), "original"]
 
 
 def _formats(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
-    from loratools.operations import catalogue
-
-    names = [row["id"] for row in catalogue.supported_formats().rows]
-    return [name for name in (*names, "original") if name.startswith(incomplete)]
+    return [name for name in known_formats() if name.startswith(incomplete)]
 
 
 def _words(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[str, ...] | None:
-    return None if value is None else tuple(word.strip() for word in value.split(",") if word.strip())
+    if value is None:
+        return None
+    words = tuple(word.strip() for word in value.split(","))
+    if not all(words):
+        raise UsageError("--components needs names", hint="for example --components unet,text_encoder")
+    return words
+
+
+def _dtype(_context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    if value is None:
+        return None
+    if value.lower() not in DTYPES:
+        hint = nearest(value.lower(), DTYPES) or "float16, bfloat16 or float32"
+        raise UsageError(f"{parameter.opts[0]}: unknown dtype {value!r}", hint=hint)
+    return DTYPES[value.lower()]
 
 
 @click.command("convert")
@@ -37,12 +59,11 @@ def _words(_context: click.Context, _parameter: click.Parameter, value: str | No
 @click.argument("out", metavar="OUT", required=False)
 @click.option(
     "--to",
-    required=True,
     metavar="FORMAT",
     shell_complete=_formats,
-    help="A format of `loratools formats`, or original.",
+    help="A format of `loratools formats`, or original.  [required]",
 )
-@click.option("--dtype", type=click.Choice(list(DTYPES)), metavar="DTYPE", help="Cast to float16, bfloat16 or float32.")
+@click.option("--dtype", callback=_dtype, metavar="DTYPE", help="Cast to float16, bfloat16 or float32.")
 @click.option(
     "--alpha",
     type=click.Choice(["keep", "fold"]),
@@ -58,6 +79,7 @@ def _words(_context: click.Context, _parameter: click.Parameter, value: str | No
 )
 @options.allow_lossy
 @options.allow_partial
+@options.allow_nonfinite
 @options.architecture
 @options.unsafe_pickle
 @options.overwrite
@@ -66,13 +88,14 @@ def _words(_context: click.Context, _parameter: click.Parameter, value: str | No
 @options.threads
 @click.option("--models", hidden=True, metavar="IN", help="kohya's word for IN.")
 @click.option("--save_to", hidden=True, metavar="OUT", help="kohya's word for OUT.")
-@click.option("--save_precision", hidden=True, type=click.Choice(list(DTYPES)), help="kohya's word for --dtype.")
+@click.option("--save_precision", hidden=True, callback=_dtype, metavar="DTYPE", help="kohya's word for --dtype.")
 @speaks
 def command(
     ref: str | None,
     out: str | None,
     manner: Manner,
     *,
+    to: str | None,
     models: str | None,
     save_to: str | None,
     save_precision: str | None,
@@ -93,10 +116,14 @@ def command(
     if models is not None:
         ref, out = models, out if out is not None else ref
     source, target = _given(ref, "IN"), save_to if save_to is not None else out
-    spelt = dtype or save_precision
-    pending = convert(source, dtype=None if spelt is None else DTYPES[spelt], **how)
+    if not dry_run:
+        target = _given(target, "OUT")
+    if not to:
+        raise UsageError("--to FORMAT is missing", hint=f"one of {', '.join(known_formats())}")
+    pending = convert(source, to=to, dtype=dtype or save_precision, **how)
     if dry_run:
-        emit(pending.plan.to_dict(), manner, plan_view)
+        plan = pending.preview(target, overwrite=overwrite) if target else pending.plan
+        emit(plan.to_dict(), manner, plan_view)
         return
     with Progress("convert", quiet=manner.quiet) as progress:
         result = pending.save(
@@ -106,7 +133,7 @@ def command(
 
 
 def _given(value: str | None, name: str) -> str:
-    if value is None:
+    if not value:
         raise UsageError(f"{name} is missing", hint="see loratools convert --help")
     return value
 
@@ -117,12 +144,13 @@ def plan_view(page: Page, document: Document, manner: Manner) -> None:
     page.facts(
         [
             ("read", f"{document['source']} ({document['source_format']}, {plural(document['adapters'], 'adapter')})"),
-            ("write", document["format"]),
+            ("write", f"{document['path']} ({document['format']})" if document["path"] else document["format"]),
             ("architecture", document["architecture"]),
             ("tensors renamed", f"{document['renamed']:,}"),
             ("tensors computed", f"{document['computed']:,}"),
-            *((f"adapters: {what}", f"{count:,}") for what, count in document["steps"].items()),
-            ("peak memory", human_bytes(document["peak_memory"])),
+            *((f"adapters {STEPS.get(what, what)}", f"{count:,}") for what, count in document["steps"].items()),
+            ("peak memory", f"about {human_bytes(document['peak_memory'])}"),
+            ("free disk", None if document["free_disk"] is None else human_bytes(document["free_disk"])),
         ]
     )
     page.line("")
@@ -132,8 +160,7 @@ def plan_view(page: Page, document: Document, manner: Manner) -> None:
     )
     page.notes("lost", document["lost"])
     page.notes("notes", document["notes"])
-    if manner.verbose:
-        page.notes("regrouped", document["details"])
+    page.notes("regrouped", document["details"], most=None if manner.verbose else SHOWN)
 
 
 def view(page: Page, document: Document, manner: Manner) -> None:

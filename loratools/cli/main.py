@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import sys
@@ -73,6 +74,7 @@ class Verbs(click.Group):
         self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any
     ) -> NoReturn:
         """Run the command line and end with its exit code: the only place where exceptions become words."""
+        gc.set_threshold(200_000, 50, 50)  # a header makes thousands of small lasting objects, hardly any cycles
         arguments = list(sys.argv[1:] if args is None else args)
         name = prog_name or "loratools"
         for stream in (sys.stdout, sys.stderr):

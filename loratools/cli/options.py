@@ -75,6 +75,9 @@ if_needed = click.option(
 threads = click.option(
     "--threads", type=click.IntRange(1, 256), default=1, show_default=True, help="Modules worked on at once."
 )
+allow_nonfinite = click.option(
+    "--allow-nonfinite", is_flag=True, help="Go on where values that are computed hold NaN or infinity."
+)
 allow_partial = click.option(
     "--allow-partial", is_flag=True, help="Leave out what is unknown or incomplete, and list it."
 )

@@ -28,6 +28,13 @@ def candidates(
 ) -> tuple[list[Candidate], tuple[str, ...], list[str]]:
     """The architectures that fit, likeliest first (none: the generic one), the variants of the first, and why."""
     if arch is not None and arch.split("-")[0] == GENERIC:
+        if not any(_generic_prefix(stem) for stem in stems):
+            raise ArchitectureMismatch(
+                f"{arch} is for PEFT adapters, whose keys begin with {PEFT}",
+                path=opened.name,
+                key=stems[0][1],
+                hint="leave --arch out: it is for files that do not tell",
+            )
         return [], (), [f"{arch} as asked"]
     asked = (architecture(arch),) if arch is not None else ARCHITECTURES
     found = by_names(stems, asked)

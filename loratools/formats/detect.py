@@ -58,33 +58,52 @@ class Candidate:
     missed: tuple[Stem, ...]
 
 
-def _fits(stem: Stem, by_id: Mapping[str, Architecture]) -> dict[str, list[_Fit]]:
-    """Every (component, naming) of every architecture that a stem can be, by architecture."""
-    hint, text = stem
-    found: dict[str, list[_Fit]] = {}
-    for prefix, rest in prefixes(text):
-        words, numbers = skeleton(rest)
+# What a skeleton behind a prefix can be, before its numbers are looked at: (architecture, component, naming).
+_Option = tuple[str, str, Naming]
+
+
+class _Options:
+    """The options of every skeleton, made once: the layers of a file share a few dozen skeletons."""
+
+    def __init__(self, architectures: Iterable[Architecture]) -> None:
+        self.by_id = {arch.id: arch for arch in architectures}
+        self._known: dict[tuple[str | None, Prefix, Skeleton], list[_Option]] = {}
+
+    def fits(self, stem: Stem) -> dict[str, list[_Fit]]:
+        """Every (component, naming) of every architecture that a stem can be, by architecture."""
+        hint, text = stem
+        found: dict[str, list[_Fit]] = {}
+        for prefix, rest in prefixes(text):
+            words, numbers = skeleton(rest)
+            key = (hint, prefix, words)
+            if key not in self._known:
+                self._known[key] = self._options(hint, prefix, words)
+            for arch_id, component, naming in self._known[key]:
+                if naming.has_native(words, numbers):
+                    found.setdefault(arch_id, []).append(_Fit(component, naming, prefix, words, numbers))
+            if found:
+                break  # a less telling prefix could only repeat it
+        return found
+
+    def _options(self, hint: str | None, prefix: Prefix, words: Skeleton) -> list[_Option]:
+        options: list[_Option] = []
         for arch_id, component_name, naming_name in index().get(words, ()):
-            if arch_id not in by_id or (hint is not None and hint != component_name):
+            if arch_id not in self.by_id or (hint is not None and hint != component_name):
                 continue
-            component = by_id[arch_id].by_name[component_name]
-            if not prefix.means(by_id[arch_id], component):
-                continue
+            component = self.by_id[arch_id].by_name[component_name]
             naming = component.naming(naming_name)
-            if naming and naming.has_native(words, numbers):
-                found.setdefault(arch_id, []).append(_Fit(component_name, naming, prefix, words, numbers))
-        if found:
-            break  # a less telling prefix could only repeat it
-    return found
+            if naming and prefix.means(self.by_id[arch_id], component):
+                options.append((arch_id, component_name, naming))
+        return options
 
 
 def by_names(stems: Sequence[Stem], architectures: Iterable[Architecture] = ARCHITECTURES) -> list[Candidate]:
     """The architectures that place the most stems (none when nothing places any), in registry order."""
-    by_id = {arch.id: arch for arch in architectures}
-    fits = {stem: _fits(stem, by_id) for stem in stems}
+    options = _Options(architectures)
+    fits = {stem: options.fits(stem) for stem in stems}
     votes = Counter(arch_id for found in fits.values() for arch_id in found)
     most = max(votes.values(), default=0)
-    winners = [by_id[arch_id] for arch_id in by_id if votes[arch_id] == most and most]
+    winners = [arch for arch_id, arch in options.by_id.items() if votes[arch_id] == most and most]
     return [_settle(arch, {stem: found.get(arch.id, []) for stem, found in fits.items()}) for arch in winners]
 
 

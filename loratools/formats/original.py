@@ -128,7 +128,7 @@ def describe(adapters: AdapterSet, architecture: Architecture | None, *, folder:
     for item in adapters.adapters:
         writer = by_component[item.target.component]
         for at in item.target.paths:
-            if writer.target(item.target.component, at) != item.target:
+            if writer.placement(at).paths != item.target.paths:
                 targets[f"{item.target.component}{_TUPLES}{at}"] = [item.target.paths, item.target.ratio]
         _exceptions(item, writer, keys, shapes)
         default = (dialect.alpha_dtype, ()) if dialect.alpha == "tensor" else None
@@ -146,8 +146,7 @@ def _exceptions(item: Adapter, writer: Writer, keys: dict[str, str], shapes: dic
     if origin is None:
         return
     given = writer.tensors(item)
-    for role in item.factors:
-        key = writer.key(item, role)
+    for role, key in writer.keys(item, item.factors).items():
         if key != origin.keys[role]:
             keys[key] = origin.keys[role]
         if given[key].shape != origin.shapes[role]:

@@ -180,13 +180,13 @@ def _bind(
         kind = kind_of(kinds[stem])
         held = dict(factors[stem])
         stored = group.found.get("alpha")
-        names = _names(placement)
+        said = settings.of(stem, place.component)
         alpha, noticed = alphas.resolve(
             stored.tensor if stored else None,
             stored.key if stored else None,
-            names,
+            _names(placement) if said.config is not None else (),
             kind.rank(held),
-            settings.of(stem, place.component),
+            said,
             path=group.file,
         )
         warnings += noticed
@@ -194,14 +194,18 @@ def _bind(
             held = dict(kind.swap_halves(held))
         elif placement.layout == "transpose":
             held = dict(kind.transpose(held))
-        origin = Origin(
-            group.file,
-            stem[1],
-            {name: item.key for role, item in group.found.items() for name in canonical_roles(role)},
-            {name: item.tensor.shape for role, item in group.found.items() for name in canonical_roles(role)},
-        )
-        adapters.append(Adapter(target, kind.name, held, alpha, origin))
+        adapters.append(Adapter(target, kind.name, held, alpha, _origin(group)))
     return tuple(adapters), warnings
+
+
+def _origin(group: Group) -> Origin:
+    """Where a group was found, by the roles that its suffixes became."""
+    keys = {role: item.key for role, item in group.found.items()}
+    shapes = {role: item.tensor.shape for role, item in group.found.items()}
+    if "dora_scale" in keys:
+        for role in canonical_roles("dora_scale"):
+            keys[role], shapes[role] = keys["dora_scale"], shapes["dora_scale"]
+    return Origin(group.file, group.stem[1], keys, shapes)
 
 
 def _names(placement: Placement) -> list[str]:

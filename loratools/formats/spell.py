@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import prod
 
@@ -64,6 +64,15 @@ class Writer:
             )
         return self.stem(adapter.target) + suffix
 
+    def keys(self, adapter: Adapter, roles: Iterable[str]) -> dict[str, str]:
+        """role → key, for several roles of one adapter."""
+        stem = self.stem(adapter.target)
+        suffixes = self.spelling.suffixes
+        return {
+            role: stem + suffix if (suffix := suffixes.get(f"{adapter.kind}.{role}")) else self.key(adapter, role)
+            for role in roles
+        }
+
     def tensors(self, adapter: Adapter) -> dict[str, LazyTensor]:
         """Every factor under its key, in the native layout and the shape this spelling gives it."""
         factors = adapter.factors
@@ -75,9 +84,8 @@ class Writer:
         factors = self._fitted(adapter, factors)
         convolution = max((len(factors[role].shape) for role in ("down", "up") if role in factors), default=2)
         found = {}
-        for role, tensor in factors.items():
-            key = self.key(adapter, role)
-            found[key] = _magnitude(tensor, role, key, convolution) if "magnitude" in role else tensor
+        for role, key in self.keys(adapter, factors).items():
+            found[key] = _magnitude(factors[role], role, key, convolution) if "magnitude" in role else factors[role]
         return found
 
     def _fitted(self, adapter: Adapter, factors: Mapping[str, LazyTensor]) -> Mapping[str, LazyTensor]:

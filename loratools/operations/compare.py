@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from loratools.adapters.adapter import Adapter
 from loratools.adapters.difference import difference
 from loratools.adapters.proof import aligned, clusters, prove
-from loratools.errors import ArchitectureMismatch
+from loratools.errors import ArchitectureMismatch, UsageError
 from loratools.formats.opening import Reference
 from loratools.operations.lora import Lora, open_lora
 
@@ -83,6 +84,8 @@ def compare(
     unsafe_pickle: bool = False,
 ) -> Comparison:
     """Compare two adapters module by module; raises ArchitectureMismatch where they are for different models."""
+    if not (tolerance >= 0 and math.isfinite(tolerance)):
+        raise UsageError(f"a tolerance of {tolerance} is no bound", hint="a number from 0 on, such as 1e-5")
     left = open_lora(a, arch=arch, unsafe_pickle=unsafe_pickle)
     right = open_lora(b, arch=arch, unsafe_pickle=unsafe_pickle)
     left.reading.require_known()

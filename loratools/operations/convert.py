@@ -12,17 +12,27 @@ from typing import TYPE_CHECKING, Any
 from loratools.adapters.adapter import Adapter, AdapterSet
 from loratools.adapters.recast import fold, recast
 from loratools.architectures.architecture import Architecture
-from loratools.errors import ArchitectureMismatch, InternalError, NotRepresentable, UsageError, nearest
+from loratools.errors import (
+    ArchitectureMismatch,
+    InternalError,
+    LoratoolsError,
+    NotRepresentable,
+    OutputRefused,
+    UsageError,
+    nearest,
+)
 from loratools.formats.format import ClipPrefix, Options
 from loratools.formats.opening import CONFIG, Reference
 from loratools.formats.original import ORIGINAL_KEY, Original, describe, restore
 from loratools.formats.registry import ORIGINAL, format_of
 from loratools.formats.render import OutputFile, Rendered, render, writers
+from loratools.operations.finite import guarded
 from loratools.operations.hashes import HASH_KEYS, recomputed
 from loratools.operations.lora import Lora, open_lora, tables
 from loratools.operations.plan import Plan, plan_of
 from loratools.operations.proof import ProofReport, prove_output
 from loratools.operations.provenance import PROVENANCE_KEY, InputHashes, record
+from loratools.tensors.output import check_free_space, guard_folder, guard_output
 from loratools.tensors.writer import Progress, write, write_folder
 
 if TYPE_CHECKING:
@@ -74,6 +84,7 @@ class Pending:
     folder: bool
     arithmetic: bool
     warnings: tuple[str, ...] = field(default=())
+    allow_nonfinite: bool = False
 
     @property
     def adapters(self) -> tuple[Adapter, ...]:
@@ -89,6 +100,19 @@ class Pending:
             for key, tensor in file.tensors.items()
         }
 
+    def preview(self, out: str | os.PathLike[str], *, overwrite: bool = False) -> Plan:
+        """The plan for an output, with the disk space that is free there; raises what `save` would before it writes."""
+        path = Path(out)
+        self._require_place(path)
+        files = self.lora.reading.opened.files
+        if self._is_folder(path):
+            guard_folder(path, files, self._contents(), overwrite=overwrite)
+        else:
+            guard_output(path, files, overwrite=overwrite)
+        check_free_space(path.parent, sum(size for _, _, size in self.plan.files))
+        room = os.statvfs(path.parent)
+        return replace(self.plan, path=str(path), free_disk=room.f_bavail * room.f_frsize)
+
     def save(
         self,
         out: str | os.PathLike[str],
@@ -100,9 +124,7 @@ class Pending:
     ) -> Conversion:
         """Write, verify, prove. Raises OutputExists, OutputRefused, ResourceError; InternalError when a proof fails."""
         path = Path(out)
-        bare = self.folder and path.suffix == ".safetensors"
-        if bare:
-            self._require_bare(path)
+        self._require_place(path)
         files = self.lora.reading.opened.files
         hashes = InputHashes(files)
         try:
@@ -113,7 +135,7 @@ class Pending:
             def check(written: Path) -> None:
                 proofs.append(self._prove(written, threads))
 
-            if self.folder and not bare:
+            if self._is_folder(path):
                 done = write_folder(
                     path,
                     self._contents(),
@@ -122,6 +144,7 @@ class Pending:
                     progress=progress,
                     check=check,
                     late_metadata={self._name(file): self._late(file, hashes) for file in self.rendered.files},
+                    digest=self._needs_digest(),
                 )
                 return self._result(path, done.size, None, proofs[0])
             file = self.rendered.files[0]
@@ -134,10 +157,21 @@ class Pending:
                 progress=progress,
                 check=check,
                 late_metadata=self._late(file, hashes),
+                digest=self._needs_digest(),
             )
             return self._result(path, one.size, one.payload_sha256, proofs[0])
         finally:
             hashes.close()
+
+    def _needs_digest(self) -> bool:
+        """Whether the output must be hashed: for a hash in its metadata, or because not every byte is only moved.
+
+        Where every byte is only moved, the proof compares each with its source, which says more than a hash.
+        """
+        moved = not self.arithmetic and all(step.what in ("untouched", "slice") for step in self.rendered.steps)
+        rounded = any(item.alpha.rank_stabilized for item in self.adapters)
+        named = any(key in file.metadata for file in self.rendered.files for key in HASH_KEYS)
+        return named or rounded or not moved
 
     def _result(
         self, path: Path, size: int, payload: str | None, proof: ProofReport | None, *, skipped: bool = False
@@ -179,6 +213,20 @@ class Pending:
 
         return late
 
+    def _is_folder(self, path: Path) -> bool:
+        return self.folder and path.suffix != ".safetensors"
+
+    def _require_place(self, path: Path) -> None:
+        """Raise UsageError or OutputRefused for a place that this output cannot have."""
+        if self.folder and path.suffix == ".safetensors":
+            self._require_bare(path)
+        elif not self.folder and path.suffix != ".safetensors":
+            hint = f"name it {path.name or 'out'}.safetensors"
+            raise UsageError(f"{self.plan.format} is one .safetensors file", path=path, hint=hint)
+        opened = self.lora.reading.opened
+        if opened.layout in ("peft", "folder") and path.resolve().is_relative_to(Path(opened.name).resolve()):
+            raise OutputRefused("the output lies in the input", path=path, hint="give the output another name")
+
     def _require_bare(self, path: Path) -> None:
         """One PEFT file without its configuration can hold one component whose factors are multiplied by 1."""
         if len(self.rendered.files) > 1:
@@ -195,11 +243,15 @@ class Pending:
         """Re-open the output as a stranger would, parse it from its own keys, and compare it with the source."""
         found = open_lora(written, arch=self.plan.architecture)
         found.reading.require_known()
-        report = prove_output(self.source.adapters, found.adapters, threads=threads)
+        report = prove_output(
+            self.source.adapters, found.adapters, threads=threads, allow_nonfinite=self.allow_nonfinite
+        )
         limit = float("inf") if self.arithmetic else _EXACT_LIMIT
-        if not report.worst <= limit:
+        moved = report.exact == report.measured == 0 and _same_extras(self.source, found.adapter_set)
+        if not report.worst <= limit or not (moved or self._needs_digest()):
+            where = f"{report.worst_module} differs by {report.worst:.3g}" if report.worst else "bytes differ"
             raise InternalError(
-                f"the output does not make the same delta: {report.worst_module} differs by {report.worst:.3g}",
+                f"the output does not make the same delta: {where}",
                 path=written,
                 key=report.worst_module,
                 hint="nothing was written; please report this file",
@@ -207,11 +259,17 @@ class Pending:
         return report
 
 
+def _same_extras(ours: AdapterSet, theirs: AdapterSet) -> bool:
+    """Whether the tensors that are no adapters arrived byte for byte (none may have gone along at all)."""
+    return all(key in ours.extras and tensor.same_bytes(ours.extras[key]) for key, tensor in theirs.extras.items())
+
+
 def _made_from(path: Path, wanted: str) -> bool:
     """Whether an output's own record says that it was made by this version from these inputs and parameters."""
-    if not path.exists():
+    try:
+        opened = open_lora(path).reading.opened
+    except LoratoolsError:  # nothing, or nothing of ours: whether it may be replaced is the writer's question
         return False
-    opened = open_lora(path).reading.opened
     return all(part.source.metadata.get(PROVENANCE_KEY) == wanted for part in opened.parts)
 
 
@@ -226,12 +284,15 @@ def convert(
     clip_prefix: ClipPrefix | None = None,
     allow_lossy: bool = False,
     allow_partial: bool = False,
+    allow_nonfinite: bool = False,
     unsafe_pickle: bool = False,
 ) -> Pending:
     """Plan a conversion to a format of `loratools formats`, or to "original".
 
-    `dtype` is a safetensors name (F16, BF16, F32); `alpha` "fold" multiplies it into the factors. Raises UnknownKeys,
-    NotRepresentable, ArchitectureMismatch, UsageError, and what opening and parsing raise.
+    `dtype` is a safetensors name (F16, BF16, F32); `alpha` "fold" multiplies it into the factors. Where such arithmetic
+    meets NaN or infinity, NonFinite is raised when the values are asked for, unless `allow_nonfinite`; bytes that are
+    copied are not looked at. Raises UnknownKeys, NotRepresentable, ArchitectureMismatch, UsageError, and what opening
+    and parsing raise.
     """
     lora = open_lora(reference, arch=arch, unsafe_pickle=unsafe_pickle)
     if not allow_partial:
@@ -243,7 +304,7 @@ def convert(
     chosen: list[tuple[str | None, AdapterSet, Rendered]] = []
     for table in tables(lora) or (None,):
         source, dropped = _selected(lora.reading.bind(table.id) if table else lora.adapter_set, components)
-        changed = _changed(source, dtype, alpha)
+        changed = _changed(source, dtype, alpha, allow_nonfinite=allow_nonfinite)
         if form is None:
             rendered = restore(changed, Original.of(source, path=lora.name), table, allow_lossy=allow_lossy)
         else:
@@ -263,11 +324,20 @@ def convert(
         "clip_prefix": clip_prefix,
         "allow_lossy": allow_lossy,
         "allow_partial": allow_partial,
+        "allow_nonfinite": allow_nonfinite,
     }
     plan = plan_of(lora, rendered, name, table_id or lora.architecture, left_out=(*left, *dropped))
     arithmetic = dtype is not None or alpha == "fold"
     return Pending(
-        lora, _without(source, rendered), rendered, plan, parameters, folder, arithmetic, lora.reading.warnings
+        lora,
+        _without(source, rendered),
+        rendered,
+        plan,
+        parameters,
+        folder,
+        arithmetic,
+        lora.reading.warnings,
+        allow_nonfinite,
     )
 
 
@@ -294,14 +364,15 @@ def _selected(source: AdapterSet, components: Sequence[str] | None) -> tuple[Ada
     return replace(source, adapters=kept), dropped
 
 
-def _changed(source: AdapterSet, dtype: str | None, alpha: str) -> AdapterSet:
+def _changed(source: AdapterSet, dtype: str | None, alpha: str, *, allow_nonfinite: bool) -> AdapterSet:
     """The arithmetic that was asked for, still lazy."""
     adapters = source.adapters
     if alpha == "fold":
         adapters = tuple(fold(item) for item in adapters)
     if dtype is not None:
         adapters = tuple(recast(item, dtype) for item in adapters)
-    return replace(source, adapters=adapters)
+    pairs = zip(source.adapters, adapters, strict=True)
+    return replace(source, adapters=tuple(guarded(old, new, allow=allow_nonfinite) for old, new in pairs))
 
 
 def _described(changed: AdapterSet, source: AdapterSet, table: Architecture | None, lora: Lora) -> AdapterSet:

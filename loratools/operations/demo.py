@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from loratools.errors import OutputExists, OutputRefused
 from loratools.operations.compare import Comparison, compare
 from loratools.operations.convert import Conversion, convert
 from loratools.operations.inspect import Inspection, inspect
@@ -71,16 +72,17 @@ def demo(
     Nothing is downloaded. `keep` is a new or empty folder that stays; `report` is told each step in words.
     """
     from loratools.pipelines.adapters import make_demo_adapter
+    from loratools.pipelines.quiet import quiet_libraries
     from loratools.pipelines.synthetic import make_pipeline
 
     say = report or (lambda _: None)
-    folder = Path(keep) if keep is not None else Path(tempfile.mkdtemp(prefix="loratools-demo-"))
+    folder = _empty_folder(Path(keep)) if keep is not None else Path(tempfile.mkdtemp(prefix="loratools-demo-"))
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         say("making a tiny Stable Diffusion pipeline with random weights")
-        pipeline = make_pipeline("sd1", folder / "pipeline", seed=seed)
-        say("making a LoRA for it with peft, saved by diffusers: mixed ranks and alphas, text encoder included")
-        source = make_demo_adapter(pipeline, folder / "lora.safetensors", seed=seed)
+        with quiet_libraries():
+            pipeline = make_pipeline("sd1", folder / "pipeline", seed=seed)
+            say("making a LoRA for it with peft, saved by diffusers: mixed ranks and alphas, text encoder included")
+            source = make_demo_adapter(pipeline, folder / "lora.safetensors", seed=seed)
         inspection = inspect(source)
         links = []
         for to, given, name in _CHAIN:
@@ -92,6 +94,16 @@ def demo(
     finally:
         if keep is None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _empty_folder(folder: Path) -> Path:
+    """A folder that is new or empty; raises OutputExists or OutputRefused for anything else."""
+    if folder.exists() and not folder.is_dir():
+        raise OutputRefused("the output is a file, a folder is to be written", path=folder, hint="name a folder")
+    if folder.exists() and any(folder.iterdir()):
+        raise OutputExists("the folder is not empty", path=folder, hint="name a new one")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def _same_tensors(left: Path, right: Path) -> bool:

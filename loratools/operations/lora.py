@@ -8,7 +8,9 @@ from loratools.adapters.adapter import Adapter, AdapterSet
 from loratools.adapters.kind import kind_of
 from loratools.architectures.architecture import Architecture
 from loratools.architectures.registry import ARCHITECTURES, architecture
-from loratools.formats.opening import Reference, open_reference
+from loratools.bases.identify import identify
+from loratools.errors import WrongRole
+from loratools.formats.opening import Opened, Reference, open_reference
 from loratools.formats.parse import Reading, parse
 
 
@@ -68,7 +70,27 @@ def open_lora(reference: Reference | Lora, *, arch: str | None = None, unsafe_pi
         if arch is None or arch == reference.architecture:
             return reference
         return Lora(parse(reference.reading.opened, arch=arch))
-    return Lora(parse(open_reference(reference, unsafe_pickle=unsafe_pickle), arch=arch))
+    opened = open_reference(reference, unsafe_pickle=unsafe_pickle)
+    if opened.layout == "pipeline":
+        raise _wrong_role(opened)
+    try:
+        return Lora(parse(opened, arch=arch))
+    except WrongRole as error:
+        raise _wrong_role(opened) from error
+
+
+def _wrong_role(opened: Opened) -> WrongRole:
+    """The refusal of what holds no adapter, saying what it is instead."""
+    if opened.layout == "pipeline":
+        what = "a pipeline"
+    else:
+        shapes = {key: part.source[key].shape for part in opened.parts for key in part.source}
+        found = identify(shapes)
+        what = {"base": "a base model", "vae": "a VAE", "embedding": "an embedding", "controlnet": "a ControlNet"}.get(
+            found.role if found else "", ""
+        )
+    message = f"no adapter, but {what}" if what else "no adapter weights were found"
+    return WrongRole(message, path=opened.name, hint="loratools inspect tells what the file is")
 
 
 def tables(lora: Lora) -> tuple[Architecture, ...]:

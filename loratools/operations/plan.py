@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loratools.formats.render import Rendered
+from loratools.model import Target
 from loratools.operations.lora import Lora
 from loratools.tensors.lazy import CHUNK, Computed
 
@@ -16,7 +17,7 @@ _START_UP = 48 << 20  # what the interpreter, the tables and the header of a lar
 @dataclass(frozen=True, slots=True)
 class Plan:
     """Plain values. `steps` counts what regrouping did; `computed` are the tensors that need arithmetic; `files` are
-    (name, tensors, bytes of data); `peak_memory` is an estimate in bytes.
+    (name, tensors, bytes of data); `peak_memory` is an estimate in bytes; `free_disk` is known once OUT (`path`) is.
     """
 
     source: str
@@ -32,6 +33,8 @@ class Plan:
     lost: tuple[str, ...]
     notes: tuple[str, ...]
     peak_memory: int
+    path: str | None = None
+    free_disk: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON document."""
@@ -50,7 +53,21 @@ class Plan:
             "lost": list(self.lost),
             "notes": list(self.notes),
             "peak_memory": self.peak_memory,
+            "path": self.path,
+            "free_disk": self.free_disk,
         }
+
+
+def _short(target: Target) -> str:
+    """A target with what its paths share said once: `transformer:single_transformer_blocks.0.(attn.to_q, proj_mlp)`."""
+    paths = [path.split(".") for path in target.paths]
+    if len(paths) == 1:
+        return target.name
+    shared = 0
+    while len({path[shared] for path in paths}) == 1 and all(len(path) > shared + 1 for path in paths):
+        shared += 1
+    stem = "".join(f"{word}." for word in paths[0][:shared])
+    return f"{target.component}:{stem}({', '.join('.'.join(path[shared:]) for path in paths)})"
 
 
 def plan_of(lora: Lora, rendered: Rendered, form: str, architecture: str | None, *, left_out: tuple[str, ...]) -> Plan:
@@ -72,7 +89,9 @@ def plan_of(lora: Lora, rendered: Rendered, form: str, architecture: str | None,
         renamed=sum(key not in source for file in rendered.files for key in file.tensors),
         computed=len(computed),
         steps=dict(Counter(step.what for step in rendered.steps)),
-        details=tuple(f"{step.target.name}: {step.note}" for step in rendered.steps if step.what != "untouched"),
+        details=tuple(
+            f"{step.what}: {_short(step.target)} ({step.note})" for step in rendered.steps if step.what != "untouched"
+        ),
         lost=(*rendered.lost, *left_out),
         notes=lora.reading.warnings,
         peak_memory=_START_UP + 2 * CHUNK + 4 * largest,

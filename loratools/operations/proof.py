@@ -10,6 +10,8 @@ from typing import Any
 
 from loratools.adapters.adapter import Adapter
 from loratools.adapters.proof import Proof, clusters, prove
+from loratools.errors import NonFinite
+from loratools.operations.finite import holds_nonfinite
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,20 +36,36 @@ class ProofReport:
         }
 
 
-def prove_output(source: Sequence[Adapter], output: Sequence[Adapter], *, threads: int = 1) -> ProofReport:
-    """Compare two sets of adapters cluster by cluster; modules in parallel, one thread inside each."""
+def prove_output(
+    source: Sequence[Adapter], output: Sequence[Adapter], *, threads: int = 1, allow_nonfinite: bool = False
+) -> ProofReport:
+    """Compare two sets of adapters cluster by cluster; modules in parallel, one thread inside each.
+
+    Raises NonFinite where a delta has no error to measure. With `allow_nonfinite` a module whose source holds NaN or
+    infinity is not counted but named in the warnings.
+    """
     pairs = list(clusters(source, output))
 
-    def one(pair: tuple[list[Adapter], list[Adapter]]) -> Proof:
-        return prove(*pair)
+    def one(pair: tuple[list[Adapter], list[Adapter]]) -> Proof | None:
+        try:
+            return prove(*pair)
+        except NonFinite:
+            if allow_nonfinite and holds_nonfinite(pair[0]):
+                return None
+            raise
 
     if threads > 1:
         with ThreadPoolExecutor(threads) as pool:
-            proofs = list(pool.map(one, pairs))
+            tried = list(pool.map(one, pairs))
     else:
-        proofs = [one(pair) for pair in pairs]
-    counts = Counter(proof.kind for proof in proofs)
-    at = max(range(len(proofs)), key=lambda index: proofs[index].error, default=None)
-    named = None if at is None or not proofs[at].error else (pairs[at][0] or pairs[at][1])[0].target.name
-    worst = 0.0 if at is None else proofs[at].error
-    return ProofReport(counts["identical"], counts["exact"], counts["measured"], worst, named)
+        tried = [one(pair) for pair in pairs]
+    proofs = [((pair[0] or pair[1])[0].target.name, proof) for pair, proof in zip(pairs, tried, strict=True) if proof]
+    counts = Counter(proof.kind for _, proof in proofs)
+    name, worst = max(((name, proof.error) for name, proof in proofs), key=lambda item: item[1], default=(None, 0.0))
+    unproven = tuple(
+        f"{pair[0][0].target.name} holds NaN or infinity: carried along, not proven"
+        for pair, proof in zip(pairs, tried, strict=True)
+        if not proof
+    )
+    named = name if worst else None
+    return ProofReport(counts["identical"], counts["exact"], counts["measured"], worst, named, unproven)

@@ -43,11 +43,12 @@ def write_folder(
     progress: Progress | None = None,
     check: Callable[[Path], None] | None = None,
     late_metadata: Mapping[str, LateMetadata] | None = None,
+    digest: bool = True,
 ) -> WrittenFolder:
     """Writes a whole folder of files by relative name ("unet/adapter_model.safetensors") and renames it at the end.
 
     An existing folder is exchanged for the new one in one step and removed only then. `check` gets the temporary
-    folder; `late_metadata` is by file name. Raises as `write` does.
+    folder; `late_metadata` is by file name, `digest` as for `write`. Raises as `write` does.
     """
     target = Path.cwd() / path
     for name in files:
@@ -77,7 +78,10 @@ def write_folder(
             for name, plan in plans.items():
                 place = temporary / name
                 place.parent.mkdir(parents=True, exist_ok=True)
-                made = produce(place, plan, progress=advance) if isinstance(plan, Layout) else copy_plain(place, plan)
+                if isinstance(plan, Layout):
+                    made = produce(place, plan, progress=advance, digest=digest)
+                else:
+                    made = copy_plain(place, plan)
                 written[name] = Written(target / name, made.size, made.payload_sha256)
                 done += sizes[name]
             if check is not None:

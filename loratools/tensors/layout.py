@@ -18,8 +18,8 @@ from loratools.tensors.lazy import LazyTensor
 from loratools.tensors.segments import read_segments, segments_between
 
 LateMetadata = Callable[[str], Mapping[str, str]]
-"""Metadata that depends on the SHA-256 of the payload: called first with 64 zeros for their place, then with the hash;
-the same keys, and values of the same lengths, must come back."""
+"""Metadata that are known late: called first with 64 zeros to make room, then with the SHA-256 of the payload ("" where
+none was wanted); the same keys, and values of the same lengths, must come back."""
 
 _PLACEHOLDER = "0" * 64
 
@@ -61,11 +61,11 @@ class Layout:
         payload = max((entry.stop for entry in entries.values()), default=0)
         return cls(tensors, entries, whole, late, header, len(header) + payload)
 
-    def final(self, payload_sha256: str) -> tuple[bytes, Mapping[str, str]]:
+    def final(self, payload_sha256: str | None) -> tuple[bytes, Mapping[str, str]]:
         """The header and the metadata as they must be, now that the payload is known."""
         if self.late is None:
             return self.header, self.metadata
-        metadata = {**self.metadata, **self.late(payload_sha256)}
+        metadata = {**self.metadata, **self.late(payload_sha256 or "")}
         header = encode_header(self.entries, metadata)
         if len(header) != len(self.header):
             raise InternalError("late metadata has another length than its placeholder", key=METADATA_KEY)

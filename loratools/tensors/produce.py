@@ -23,11 +23,13 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A finished file: its size in bytes, and the SHA-256 of what follows its header (of all, for a plain file)."""
+    """A finished file: its size in bytes, and the SHA-256 of what follows its header (of all, for a plain file), or
+    None where none was wanted.
+    """
 
     path: Path
     size: int
-    payload_sha256: str
+    payload_sha256: str | None
 
 
 def produce(
@@ -37,8 +39,12 @@ def produce(
     before: os.stat_result | None = None,
     progress: Progress | None = None,
     check: Callable[[Path], None] | None = None,
+    digest: bool = True,
 ) -> Written:
-    """A complete, verified and synced file at `path`, which must not exist; the caller removes it on failure."""
+    """A complete, verified and synced file at `path`, which must not exist; the caller removes it on failure.
+
+    Without `digest` the bytes that the kernel copied are verified by `check` alone, which then must compare them.
+    """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     rereading: Rereading | None = None
     try:
@@ -46,14 +52,14 @@ def produce(
             os.fchmod(descriptor, stat.S_IMODE(before.st_mode))
         _reserve(descriptor, layout.size)
         write_at(descriptor, layout.header, 0)
-        rereading = Rereading(path, len(layout.header))
+        rereading = Rereading(path, len(layout.header), digest=digest)
         _stream(descriptor, layout, rereading, progress)
         syncing = Background(lambda: _sync_data(descriptor), "sync")
         if check is not None:
             check(path)
-        digest = rereading.sha256()
+        payload = rereading.sha256()
         syncing.result()
-        header, metadata = layout.final(digest)
+        header, metadata = layout.final(payload)
         if header != layout.header:
             write_at(descriptor, header, 0)
         os.fsync(descriptor)
@@ -64,7 +70,7 @@ def produce(
         raise
     finally:
         os.close(descriptor)
-    return Written(path, layout.size, digest)
+    return Written(path, layout.size, payload)
 
 
 def _reserve(descriptor: int, size: int) -> None:

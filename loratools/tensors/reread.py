@@ -44,11 +44,12 @@ class Rereading:
     costs nothing. Parts that passed through the writer's hands are compared by CRC-32 with what was handed over.
     """
 
-    def __init__(self, path: Path, start: int) -> None:
+    def __init__(self, path: Path, start: int, *, digest: bool = True) -> None:
+        """Without `digest` only parts that have a checksum are read; the others are for somebody else to compare."""
         self._path, self._start = path, start
         self._parts: SimpleQueue[tuple[int, int | None] | None] = SimpleQueue()
         self._cancelled = False
-        self._hash = hashlib.sha256()
+        self._hash = hashlib.sha256() if digest else None
         self._thread = Background(self._follow, "reread")
 
     def reached(self, stop: int, checksum: int | None) -> None:
@@ -60,13 +61,14 @@ class Rereading:
         self._cancelled = True
         self._parts.put(None)
 
-    def sha256(self) -> str:
-        """The SHA-256 of everything from `start` on, in hexadecimal; raises InternalError where a part is not as
-        written. To be asked once, after the last `reached`.
+    def sha256(self) -> str | None:
+        """The SHA-256 of everything from `start` on, in hexadecimal, or None where none was wanted.
+
+        To be asked once, after the last `reached`; raises InternalError where a part is not as written.
         """
         self._parts.put(None)
         self._thread.result()
-        return self._hash.hexdigest()
+        return self._hash.hexdigest() if self._hash else None
 
     def _follow(self) -> None:
         descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
@@ -76,11 +78,14 @@ class Rereading:
             while (part := self._parts.get()) is not None:
                 stop, expected = part
                 found = 0
+                if expected is None and self._hash is None:
+                    at = stop
                 while at < stop and not self._cancelled:
                     count = os.preadv(descriptor, [buffer[: min(CHUNK, stop - at)]], at)
                     if not count:
                         raise ResourceError("the output became shorter while it was written", path=self._path)
-                    self._hash.update(buffer[:count])
+                    if self._hash is not None:
+                        self._hash.update(buffer[:count])
                     if expected is not None:
                         found = zlib.crc32(buffer[:count], found)
                     at += count

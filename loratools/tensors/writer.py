@@ -37,11 +37,13 @@ def write(
     progress: Progress | None = None,
     check: Callable[[Path], None] | None = None,
     late_metadata: LateMetadata | None = None,
+    digest: bool = True,
 ) -> Written:
     """Writes one safetensors file: refused before, verified and synced under another name, then renamed.
 
     `check` is the caller's proof: called with the complete temporary, on the calling thread; what it raises undoes the
-    write. `keep_order` lays tensors out as the mapping has them, not in the format's order. Raises OutputRefused,
+    write. `keep_order` lays tensors out as the mapping has them, not in the format's order. Without `digest` no SHA-256
+    is taken, and `check` must compare every byte that was only copied. Raises OutputRefused,
     OutputExists, PathNotFound, ResourceError (disk, permission, input changed), InternalError.
     """
     target = Path(path)
@@ -51,7 +53,7 @@ def write(
     with disk_errors(target, layout.size):
         try:
             check_free_space(target.parent, layout.size)
-            written = produce(temporary, layout, before=before, progress=progress, check=check)
+            written = produce(temporary, layout, before=before, progress=progress, check=check, digest=digest)
             for file in inputs:
                 file.check_unchanged()
             if not overwrite:

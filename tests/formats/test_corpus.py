@@ -60,8 +60,8 @@ def shaped(name):
 
 
 def tensor(key, dtype, shape):
-    """Zeros; an alpha holds one."""
-    if not key.endswith(".alpha"):
+    """Zeros; an alpha holds one, and so does `on_input` of the layers that LyCORIS trains on their input."""
+    if not key.endswith((".alpha", "ff_net_2.on_input", "mlp_fc2.on_input")):
         return LazyTensor.zeros(dtype, shape)
     one = {"F16": b"\x00\x3c", "BF16": b"\x80\x3f", "F32": struct.pack("<f", 1), "F64": struct.pack("<d", 1)}
     return LazyTensor.from_bytes(dtype, shape, one.get(dtype) or struct.pack("<q", 1))
