@@ -25,7 +25,8 @@ class Adapter:
     """One target with its kind, its factors by role and its alpha.
 
     Factors are in canonical row order (a native layout is undone on reading and done again on writing).
-    `magnitude` is always [out] and `input_magnitude` [in], however the file shaped them.
+    `magnitude` is always [out] and `input_magnitude` [in], however the file shaped them. `settings` are what a PEFT
+    configuration says about this module beyond rank and alpha, under PEFT's names (`adapters.settings` lists them).
     """
 
     target: Target
@@ -33,18 +34,22 @@ class Adapter:
     factors: Mapping[str, LazyTensor]
     alpha: Alpha = Alpha()
     origin: Origin | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def rank(self) -> int | None:
-        """The rank that alpha is divided by, or None for kinds without one."""
+        """The rank that alpha is divided by, or None for kinds without one; a stated r where the factors show none."""
         from loratools.adapters.kind import kind_of
 
-        return kind_of(self.kind).rank(self.factors)
+        found = kind_of(self.kind).rank(self.factors)
+        return self.settings.get("r") if found is None else found
 
     @property
     def scale(self) -> Scale:
         """What the product of the factors is multiplied by, exactly."""
-        return self.alpha.scale(self.rank)
+        from loratools.adapters.settings import scale_under
+
+        return scale_under(self.alpha, self.rank, self.settings)
 
     @property
     def nbytes(self) -> int:

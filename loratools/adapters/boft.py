@@ -11,8 +11,10 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from loratools.adapters.factors import (
+    NO_SETTINGS,
     Factors,
     Role,
+    Settings,
     agree,
     could_be,
     fitted,
@@ -24,7 +26,7 @@ from loratools.adapters.factors import (
     told,
     whole,
 )
-from loratools.adapters.oft import cayley, rescaled
+from loratools.adapters.rotation import cayley, rescaled
 from loratools.model import Scale
 from loratools.tensors.lazy import LazyTensor
 
@@ -86,6 +88,7 @@ class BOFT:
         *,
         dtype: str = "float32",
         constraint: Fraction | None = None,
+        settings: Settings = NO_SETTINGS,
     ) -> torch.Tensor:
         """scale · (rescale · butterfly(W) − W). `constraint` is the alpha that the file stores."""
         import torch

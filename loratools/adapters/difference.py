@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from loratools.adapters.adapter import Adapter
 from loratools.adapters.dora import MAGNITUDES
 from loratools.adapters.factors import load, needs_base
-from loratools.adapters.kind import bias_delta_of, constraint_of, kind_of
+from loratools.adapters.kind import bias_delta_of, constraint_of, delta_of, kind_of, strength_of
 from loratools.adapters.lora import LORA
+from loratools.adapters.residual import RESIDUAL
+from loratools.adapters.settings import beyond_scale
 from loratools.errors import ArchitectureMismatch, NonFinite, ResourceError
 
 if TYPE_CHECKING:
@@ -49,7 +51,7 @@ def difference(a: Sequence[Adapter], b: Sequence[Adapter], base: torch.Tensor | 
     everything = (*a, *b)
     if base is None and any(kind_of(item.kind).needs_base(_plain(item).factors) for item in everything):
         weight = _by_factor(a, b)
-    elif all(item.kind == LORA.name for item in everything) and (base is None or not _with_magnitude(everything)):
+    elif all(_is_pair(item) for item in everything) and (base is None or not _with_magnitude(everything)):
         weight = _through_cores(a, b)
     else:
         weight = _dense(a, b, base)
@@ -59,6 +61,10 @@ def difference(a: Sequence[Adapter], b: Sequence[Adapter], base: torch.Tensor | 
     return Difference(weight.norm_a, weight.norm_b, beside, weight.cosine, weight.distance)
 
 
+def _is_pair(adapter: Adapter) -> bool:
+    return adapter.kind == LORA.name and RESIDUAL not in adapter.factors
+
+
 def _with_magnitude(adapters: Sequence[Adapter]) -> bool:
     return any(role in item.factors for item in adapters for role in _MAGNITUDES)
 
@@ -66,7 +72,7 @@ def _with_magnitude(adapters: Sequence[Adapter]) -> bool:
 def _plain(adapter: Adapter) -> Adapter:
     """The adapter without its magnitudes."""
     factors = {role: tensor for role, tensor in adapter.factors.items() if role not in _MAGNITUDES}
-    return Adapter(adapter.target, adapter.kind, factors, adapter.alpha, adapter.origin)
+    return replace(adapter, factors=factors)
 
 
 def _judged(norm_a: float, norm_b: float, distance: float, product: float) -> Difference:
@@ -96,7 +102,7 @@ def _through_cores(a: Sequence[Adapter], b: Sequence[Adapter]) -> Difference:
     rights: list[torch.Tensor] = []
     for item in (*a, *b):
         left, right = LORA.low_rank(_plain(item).factors, "float64")
-        lefts.append(_finite(left * float(item.scale), item))
+        lefts.append(_finite(left * float(strength_of(item)), item))
         rights.append(_finite(right, item))
     if not lefts:
         return _judged(0.0, 0.0, 0.0, 0.0)
@@ -142,8 +148,7 @@ def _sum(side: Sequence[Adapter], base: torch.Tensor | None) -> torch.Tensor | N
                 key=item.origin.stem if item.origin else None,
                 limit=DENSE_LIMIT,
             )
-        scale, constraint = item.scale, constraint_of(item)
-        delta = _finite(kind.delta(plain.factors, scale, base, dtype="float64", constraint=constraint), item)
+        delta = _finite(delta_of(plain, base, dtype="float64"), item)
         total = delta if total is None else total + delta.reshape(total.shape)
     return total
 
@@ -155,7 +160,7 @@ def _by_factor(a: Sequence[Adapter], b: Sequence[Adapter]) -> Difference:
     sides = [{role: tensor for item in side for role, tensor in item.factors.items()} for side in (a, b)]
     kinds = {item.kind for item in (*a, *b)}
     same_shapes = {r: t.numel for r, t in sides[0].items()} == {r: t.numel for r, t in sides[1].items()}
-    if max(len(a), len(b)) > 1 or len(kinds) > 1 or not same_shapes:
+    if max(len(a), len(b)) > 1 or len(kinds) > 1 or not same_shapes or not _same_settings(a, b):
         if not a or not b:
             return _judged(1.0 if a else 0.0, 1.0 if b else 0.0, 1.0, 0.0)
         raise needs_base(" and ".join(sorted(kinds)))
@@ -171,6 +176,10 @@ def _by_factor(a: Sequence[Adapter], b: Sequence[Adapter]) -> Difference:
         other = torch.tensor([float(b[0].scale), float(constraint_of(b[0]) or 0)], dtype=torch.float64)
         worst = max(worst, _of_pair(ratio, other), key=lambda item: item.relative_error)
     return worst
+
+
+def _same_settings(a: Sequence[Adapter], b: Sequence[Adapter]) -> bool:
+    return all(beyond_scale(item.settings) == beyond_scale(other.settings) for item in a for other in b)
 
 
 def _vectors(a: Sequence[Adapter], b: Sequence[Adapter], *, magnitudes: bool) -> float:

@@ -12,6 +12,7 @@ from loratools.adapters.fold import is_power_of_two
 from loratools.adapters.kind import constraint_of, kind_of
 from loratools.adapters.lora import LORA
 from loratools.adapters.ownership import only_these_columns, zero_bytes
+from loratools.adapters.settings import beyond_scale
 from loratools.model import Scale
 from loratools.tensors.dtypes import DTYPES
 from loratools.tensors.lazy import LazyTensor
@@ -74,7 +75,7 @@ def same_product(ours: Adapter, theirs: Adapter) -> bool:
     """
     if ours.kind != theirs.kind or ours.factors.keys() != theirs.factors.keys():
         return False
-    if constraint_of(ours) != constraint_of(theirs):
+    if not _same_rules(ours, theirs):
         return False
     kind = kind_of(ours.kind)
     powers: dict[str, Fraction] = {}
@@ -90,7 +91,13 @@ def same_product(ours: Adapter, theirs: Adapter) -> bool:
 
 
 def _same_strength(ours: Adapter, theirs: Adapter) -> bool:
-    return ours.scale.equals(theirs.scale) and constraint_of(ours) == constraint_of(theirs)
+    return ours.scale.equals(theirs.scale) and _same_rules(ours, theirs)
+
+
+def _same_rules(ours: Adapter, theirs: Adapter) -> bool:
+    if constraint_of(ours) != constraint_of(theirs):
+        return False
+    return beyond_scale(ours.settings) == beyond_scale(theirs.settings)
 
 
 def _times(scale: Scale, factor: Fraction) -> Scale:
@@ -134,6 +141,8 @@ def _power(ours: LazyTensor, theirs: LazyTensor) -> Fraction | None:
     left, right = (_doubles(tensor) for tensor in (ours, theirs))
     if left is None or right is None:
         return None
+    if not left.numel():
+        return Fraction(1)
     at = int(left.abs().argmax())
     largest, other = float(left[at]), float(right[at])
     if not math.isfinite(largest) or not math.isfinite(other):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from loratools.errors import ArchitectureMismatch, IncompleteAdapter, NotRepresentable
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     import torch
 
 Factors: TypeAlias = Mapping[str, LazyTensor]
+Settings: TypeAlias = Mapping[str, Any]
+
+NO_SETTINGS: Settings = MappingProxyType({})
+"""No configuration: everything stands in the tensors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +175,19 @@ def widened(tensor: LazyTensor, dtype: str) -> LazyTensor:
         return tensor
     name = DTYPES[dtype].torch or ""
     return LazyTensor.computed(dtype, tensor.shape, lambda: load(tensor, name))
+
+
+def wide_dtype(factors: Factors) -> str:
+    """The safetensors dtype for computed factors: F64 where one of them is, else F32, which holds all narrower ones."""
+    return "F64" if any(tensor.dtype == "F64" for tensor in factors.values()) else "F32"
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """Torch's dtype of a safetensors name."""
+    import torch
+
+    found: torch.dtype = getattr(torch, DTYPES[name].torch or "")
+    return found
 
 
 def load(tensor: LazyTensor, dtype: str) -> torch.Tensor:

@@ -8,8 +8,10 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from loratools.adapters.factors import (
+    NO_SETTINGS,
     Factors,
     Role,
+    Settings,
     agree,
     could_be,
     fitted,
@@ -87,6 +89,7 @@ class Stored:
         *,
         dtype: str = "float32",
         constraint: Fraction | None = None,
+        settings: Settings = NO_SETTINGS,
     ) -> torch.Tensor:
         """The stored difference; zeros in the base's shape where only the bias has one."""
         import torch

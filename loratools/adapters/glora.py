@@ -1,7 +1,8 @@
 """GLoRA: Δ = scale · (W · a1 · a2 + b1 · b2), a function of the base weight.
 
 Today's layout (LyCORIS 3 on) is a1 [in, r], a2 [r, in], b1 [out, r], b2 [r, in]. The old one is Δ = W · a2 · a1 +
-b2 · b1 with a1 [r, in], a2 [in, r], b1 [r, in], b2 [out, r]; shapes tell them apart, a square layer of full rank apart.
+b2 · b1 with a1 [r, in], a2 [in, r], b1 [r, in], b2 [out, r]. Shapes tell them apart: on a square layer both fit, and
+the one whose rank does not exceed the layer is meant. Square factors are ambiguous, and nothing is computed from them.
 """
 # ruff: noqa: ARG002 - the signatures are the protocol's; not every kind needs every argument
 
@@ -12,8 +13,10 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from loratools.adapters.factors import (
+    NO_SETTINGS,
     Factors,
     Role,
+    Settings,
     agree,
     at_least,
     could_be,
@@ -62,9 +65,18 @@ class GLoRA:
         return True
 
     def is_old(self, factors: Factors) -> bool:
-        """Whether the shapes are those of the old layout only."""
+        """Whether the shapes are those of the old layout: its only, or with the smaller of two possible ranks."""
         a1, a2, b1, b2 = (factors[name].shape for name in PAIRS)
-        return not a1[1] == a2[0] == b1[1] == b2[0] and a1[0] == a2[1] == b1[0] == b2[1]
+        new = a1[1] == a2[0] and b1[1] == b2[0] and a1[0] == a2[1] == b2[1]
+        old = a1[0] == a2[1] and b1[0] == b2[1] and a1[1] == a2[0] == b1[1]
+        return old and (not new or a1[0] < a1[1])
+
+    def refuse_ambiguous(self, layout: str, factors: Factors) -> None:
+        """Raise NotRepresentable where both layouts fit the shapes and mean different products."""
+        a1, a2, b1, b2 = (factors[name].shape[:2] for name in PAIRS)
+        if a1 == a2 == b1 == b2 and a1[0] == a1[1]:
+            why = f"its factors are all square {list(a1)}: the old layout (W·a2·a1 + b2·b1) and today's both fit"
+            raise refusal(self.name, layout, why)
 
     def rank(self, factors: Factors) -> int | None:
         """The inner extent of b1 · b2."""
@@ -105,10 +117,12 @@ class GLoRA:
         *,
         dtype: str = "float32",
         constraint: Fraction | None = None,
+        settings: Settings = NO_SETTINGS,
     ) -> torch.Tensor:
         """scale · (W · a1 · a2 + b1 · b2) in the base's shape; a convolution's W meets a1 on its input axis."""
         import torch
 
+        self.refuse_ambiguous("delta", factors)
         if base is None:
             raise needs_base(self.name)
         weight = base.to(getattr(torch, dtype))
@@ -131,6 +145,8 @@ class GLoRA:
 
     def split_rows(self, factors: Factors, sizes: Sequence[int]) -> list[dict[str, LazyTensor]]:
         """The output factor sliced, the rest shared: rows of W · a1 · a2 are rows of W times the same matrix."""
+        if len(sizes) > 1:
+            self.refuse_ambiguous("split_rows", factors)
         output = self._sides(factors)[0]
         whole(self.name, flat(factors[output])[0], sizes)
         return [{**factors, output: factors[output].rows(start, stop)} for start, stop in spans(sizes)]
@@ -138,6 +154,8 @@ class GLoRA:
     def fuse_rows(self, parts: Sequence[Factors | None], sizes: Sequence[int]) -> dict[str, LazyTensor]:
         """Exact only where all parts are there and share everything but the output factor."""
         present = [part for part in parts if part is not None]
+        for part in present:
+            self.refuse_ambiguous("fuse_rows", part)
         output = self._sides(present[0])[0]
         shared = [role.name for role in self.roles if role.name != output]
         if len(present) < len(parts) or not same(present, shared):
@@ -148,6 +166,7 @@ class GLoRA:
 
     def swap_halves(self, factors: Factors) -> dict[str, LazyTensor]:
         """The halves of the output factor's rows exchanged."""
+        self.refuse_ambiguous("swap_halves", factors)
         output = self._sides(factors)[0]
         return {**factors, output: swapped(self.name, factors[output])}
 

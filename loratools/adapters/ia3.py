@@ -12,8 +12,10 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from loratools.adapters.factors import (
+    NO_SETTINGS,
     Factors,
     Role,
+    Settings,
     could_be,
     load,
     needs_base,
@@ -86,6 +88,7 @@ class IA3:
         *,
         dtype: str = "float32",
         constraint: Fraction | None = None,
+        settings: Settings = NO_SETTINGS,
     ) -> torch.Tensor:
         """W · v (LyCORIS) or W · (v − 1) (PEFT), v along its axis."""
         if base is None:

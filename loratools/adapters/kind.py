@@ -7,7 +7,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Protocol
 
 from loratools.adapters.boft import BOFT_KIND
-from loratools.adapters.factors import Factors, Role
+from loratools.adapters.factors import NO_SETTINGS, Factors, Role, Settings
 from loratools.adapters.full import FULL
 from loratools.adapters.glora import GLORA
 from loratools.adapters.ia3 import IA3_KIND
@@ -16,6 +16,7 @@ from loratools.adapters.lokr import LOKR
 from loratools.adapters.lora import LORA
 from loratools.adapters.norm import NORM
 from loratools.adapters.oft import OFT_KIND
+from loratools.adapters.settings import require_known_scale
 from loratools.errors import UnsupportedFile, nearest
 from loratools.model import Scale
 from loratools.tensors.lazy import LazyTensor
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from loratools.adapters.adapter import Adapter
 
-__all__ = ["KINDS", "Factors", "Kind", "Role", "bias_delta_of", "constraint_of", "delta_of", "kind_of"]
+__all__ = ["KINDS", "Factors", "Kind", "Role", "bias_delta_of", "constraint_of", "delta_of", "kind_of", "strength_of"]
 
 
 class Kind(Protocol):
@@ -79,6 +80,7 @@ class Kind(Protocol):
         *,
         dtype: str = "float32",
         constraint: Fraction | None = None,
+        settings: Settings = NO_SETTINGS,
     ) -> torch.Tensor:
         """The change of the weight at the user's scale 1, in the base's shape where it is given, in torch's `dtype`."""
         ...
@@ -125,10 +127,22 @@ def constraint_of(adapter: Adapter) -> Fraction | None:
 
 def delta_of(adapter: Adapter, base: torch.Tensor | None = None, *, dtype: str = "float32") -> torch.Tensor:
     """The change that an adapter makes to its weight, at the user's scale 1."""
-    kind = kind_of(adapter.kind)
-    return kind.delta(adapter.factors, adapter.scale, base, dtype=dtype, constraint=constraint_of(adapter))
+    return kind_of(adapter.kind).delta(
+        adapter.factors,
+        strength_of(adapter),
+        base,
+        dtype=dtype,
+        constraint=constraint_of(adapter),
+        settings=adapter.settings,
+    )
 
 
 def bias_delta_of(adapter: Adapter, base: torch.Tensor | None = None, *, dtype: str = "float32") -> torch.Tensor | None:
     """The change that an adapter makes to its layer's bias (whose value is `base`), or None."""
-    return kind_of(adapter.kind).bias_delta(adapter.factors, adapter.scale, base, dtype=dtype)
+    return kind_of(adapter.kind).bias_delta(adapter.factors, strength_of(adapter), base, dtype=dtype)
+
+
+def strength_of(adapter: Adapter) -> Scale:
+    """The scale for arithmetic; raises NotRepresentable where only a configuration that is not there states it."""
+    require_known_scale(adapter.factors, adapter.alpha, adapter.settings)
+    return adapter.scale

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 from loratools.adapters import dora
 from loratools.adapters.blocks import Blocks, blocks, core, input_side, output_side, output_side_across
 from loratools.adapters.factors import (
+    NO_SETTINGS,
     Factors,
     Role,
+    Settings,
     agree,
     at_least,
     could_be,
@@ -23,6 +25,7 @@ from loratools.adapters.factors import (
     require,
     spans,
     split_by_roles,
+    stack_or_zeros,
     swap_by_roles,
     told,
     transposed,
@@ -48,6 +51,7 @@ class LoHa:
         Role("w2_b", required=True),
         Role("t1"),
         Role("t2"),
+        Role("bias_diff", rows=True),
         *dora.MAGNITUDES,
     )
     product = ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")
@@ -96,6 +100,8 @@ class LoHa:
         agree(self.name, "output extents of w2_a", factors["w1_a"].shape, factors["w2_a"].shape, key)
         agree(self.name, "input extents of w2_b", flat(factors["w1_b"]), flat(factors["w2_b"]), key)
         shape = self.weight_shape(factors) or ()
+        if "bias_diff" in factors:
+            agree(self.name, "elements of bias_diff", shape[0], factors["bias_diff"].numel, key)
         dora.check_magnitudes(self.name, factors, shape[0] or 0, shape[1] if tucker else None, key)
 
     def delta(
@@ -106,6 +112,7 @@ class LoHa:
         *,
         dtype: str = "float32",
         constraint: Fraction | None = None,
+        settings: Settings = NO_SETTINGS,
     ) -> torch.Tensor:
         """scale · the Hadamard product of the two products; W' − W with a magnitude."""
         import torch
@@ -122,8 +129,8 @@ class LoHa:
     def bias_delta(
         self, factors: Factors, scale: Scale, base: torch.Tensor | None = None, *, dtype: str = "float32"
     ) -> torch.Tensor | None:
-        """A LoHa has no bias."""
-        return None
+        """The stored difference of the bias [out], which no scale multiplies, or None."""
+        return load(factors["bias_diff"], dtype).reshape(-1) if "bias_diff" in factors else None
 
     def split_rows(self, factors: Factors, sizes: Sequence[int]) -> list[dict[str, LazyTensor]]:
         """w1_a and w2_a sliced along the output axis, everything else shared: exact."""
@@ -136,7 +143,7 @@ class LoHa:
             {
                 role: tensor.columns(start, stop)
                 if role in ("w1_a", "w2_a")
-                else (tensor.rows(start, stop) if role == "magnitude" else tensor)
+                else (tensor.rows(start, stop) if role in ("magnitude", "bias_diff") else tensor)
                 for role, tensor in factors.items()
             }
             for start, stop in spans(sizes)
@@ -151,7 +158,8 @@ class LoHa:
         """Both products block-diagonal at once, since a block meets only its own block; a missing part is zero rows."""
         magnitude = dora.fused_magnitude(self.name, parts)
         place = self.blocks(parts)
-        fused: dict[str, LazyTensor | None] = {"magnitude": magnitude}
+        bias = stack_or_zeros(self.name, "bias_diff", parts, sizes)
+        fused: dict[str, LazyTensor | None] = {"magnitude": magnitude, "bias_diff": bias}
         for a, b, t in PAIRS:
             fused[t] = core(self.name, t, parts, place)
             side = output_side if fused[t] is None else output_side_across
@@ -179,7 +187,7 @@ class LoHa:
 
     def transpose(self, factors: Factors) -> dict[str, LazyTensor]:
         """The adapter of the transposed weight: a and b exchange roles."""
-        if "t1" in factors or dora.is_dora(factors):
+        if "t1" in factors or "bias_diff" in factors or dora.is_dora(factors):
             raise refusal(self.name, "transpose", "only plain pairs of matrices have a transpose")
         return {new: transposed(factors[old]) for a, b, _ in PAIRS for new, old in ((a, b), (b, a))}
 

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 
 from loratools.adapters import dora
 from loratools.adapters.factors import (
+    NO_SETTINGS,
     Factors,
     Role,
+    Settings,
     agree,
     at_least,
     could_be,
@@ -26,6 +28,7 @@ from loratools.adapters.factors import (
     same,
     spans,
     stack,
+    stack_or_zeros,
     swapped,
     told,
     transposed,
@@ -58,6 +61,7 @@ class LoKr:
         Role("w2_a", required=True),
         Role("w2_b", required=True),
         Role("t2"),
+        Role("bias_diff", rows=True),
         *dora.MAGNITUDES,
     )
     product = ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")
@@ -111,6 +115,8 @@ class LoKr:
         elif tucker:
             require(self.name, factors, ("w2_a", "w2_b"), key)
         shape = self.weight_shape(factors) or ()
+        if "bias_diff" in factors:
+            agree(self.name, "elements of bias_diff", shape[0], factors["bias_diff"].numel, key)
         columns = None if "w2_b" in factors and not tucker else shape[1]
         dora.check_magnitudes(self.name, factors, shape[0] or 0, columns, key)
 
@@ -122,6 +128,7 @@ class LoKr:
         *,
         dtype: str = "float32",
         constraint: Fraction | None = None,
+        settings: Settings = NO_SETTINGS,
     ) -> torch.Tensor:
         """scale · kron(w1, w2); W' − W with a magnitude. `scale` is applied as given, also to whole factors."""
         import torch
@@ -145,8 +152,8 @@ class LoKr:
     def bias_delta(
         self, factors: Factors, scale: Scale, base: torch.Tensor | None = None, *, dtype: str = "float32"
     ) -> torch.Tensor | None:
-        """A LoKr has no bias."""
-        return None
+        """The stored difference of the bias [out], which no scale multiplies, or None."""
+        return load(factors["bias_diff"], dtype).reshape(-1) if "bias_diff" in factors else None
 
     def split_rows(self, factors: Factors, sizes: Sequence[int]) -> list[dict[str, LazyTensor]]:
         """Exact where every part is whole rows of w1, or lies inside one; else NotRepresentable."""
@@ -166,8 +173,8 @@ class LoKr:
             else:
                 why = f"rows {start}…{stop - 1} cut across rows of w1, which stand for {block} rows each"
                 raise refusal(self.name, "split_rows", why, HINT)
-            if "magnitude" in factors:
-                part["magnitude"] = factors["magnitude"].rows(start, stop)
+            for role in (name for name in ("magnitude", "bias_diff") if name in factors):
+                part[role] = factors[role].rows(start, stop)
             parts.append(part)
         return parts
 
@@ -183,14 +190,17 @@ class LoKr:
             why = "the parts have neither the same w2 nor the same single row of w1"
             raise refusal(self.name, "fuse_rows", why, HINT)
         whole(self.name, (self.weight_shape(fused) or (None,))[0], sizes)
-        return fused if magnitude is None else {**fused, "magnitude": magnitude}
+        bias = stack_or_zeros(self.name, "bias_diff", parts, sizes)
+        beside = {"magnitude": magnitude, "bias_diff": bias}
+        fused = {role: tensor for role, tensor in fused.items() if role not in beside}
+        return {**fused, **{role: tensor for role, tensor in beside.items() if tensor is not None}}
 
     def swap_halves(self, factors: Factors) -> dict[str, LazyTensor]:
         """The halves of w1's rows exchanged, or of w2's where w1 has one row."""
         result = dict(factors)
         a = self._first(factors)[0]
-        if "magnitude" in factors:
-            result["magnitude"] = swapped(self.name, factors["magnitude"])
+        for role in (name for name in ("magnitude", "bias_diff") if name in factors):
+            result[role] = swapped(self.name, factors[role])
         if a == 1 and "t2" not in factors:
             outer = "w2" if "w2" in factors else "w2_a"
         elif a % 2 == 0:
@@ -202,7 +212,7 @@ class LoKr:
 
     def transpose(self, factors: Factors) -> dict[str, LazyTensor]:
         """(w1 ⊗ w2)ᵀ = w1ᵀ ⊗ w2ᵀ."""
-        if "t2" in factors or dora.is_dora(factors):
+        if "t2" in factors or "bias_diff" in factors or dora.is_dora(factors):
             raise refusal(self.name, "transpose", "only plain matrices have a transpose")
         exchange = {"w1_a": "w1_b", "w1_b": "w1_a", "w2_a": "w2_b", "w2_b": "w2_a"}
         return {role: transposed(factors[exchange.get(role, role)]) for role in factors}

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 from loratools.adapters import dora
 from loratools.adapters.blocks import Blocks, blocks, core, input_side, output_side
 from loratools.adapters.factors import (
+    NO_SETTINGS,
     Factors,
     Role,
+    Settings,
     agree,
     at_least,
     could_be,
@@ -27,9 +29,12 @@ from loratools.adapters.factors import (
     stack_or_zeros,
     swap_by_roles,
     told,
+    torch_dtype,
     transposed,
     whole,
+    wide_dtype,
 )
+from loratools.adapters.residual import RESIDUAL, ROLES, check_residual, refuse_residual, with_residual
 from loratools.model import Scale
 from loratools.tensors.lazy import LazyTensor
 
@@ -42,7 +47,9 @@ NO_ROWS = "the rows of an embedding are its vocabulary"
 class LoRA:
     """down [r, in, kernel…] · up [out, r] · mid [r, r, kernel…]; embedding_down [r, vocab] · embedding_up [dim, r].
 
-    Two biases [out] can stand beside: `up_bias`, which the scale multiplies (PEFT), and `bias_diff`, which it does not.
+    `singular` [r, 1] (AdaLoRA's lora_E) multiplies the rows of `down`; its scale is another one, see `settings`.
+    Two biases [out] can stand beside: `up_bias`, which the scale multiplies (PEFT), and `bias_diff`, which it does not;
+    and a sparse residual, whose values are added to up · down before the scale.
     """
 
     name = "lora"
@@ -50,14 +57,16 @@ class LoRA:
         Role("down", required=True),
         Role("up", required=True, rows=True),
         Role("mid"),
+        Role("singular"),
         Role("up_bias", rows=True),
         Role("bias_diff", rows=True),
         Role("embedding_down", required=True),
         Role("embedding_up", required=True),
+        *ROLES,
         *dora.MAGNITUDES,
     )
-    product = ("up", "mid", "down", "embedding_up", "embedding_down")
-    biases = ("up_bias",)
+    product = ("up", "mid", "down", "embedding_up", "embedding_down", "singular")
+    biases = ("up_bias", RESIDUAL)
     constrained = False
 
     def identify(self, present: Collection[str]) -> bool:
@@ -93,7 +102,7 @@ class LoRA:
         require(self.name, factors, (down, up), key)
         at_least(self.name, factors, down, 2, key)
         at_least(self.name, factors, up, 2, key)
-        not_empty(self.name, factors, key)
+        not_empty(self.name, {name: factors[name] for name in factors if not name.startswith("residual_")}, key)
         rank = factors[down].shape[0]
         agree(self.name, f"inner rank of {up} {list(factors[up].shape)}", rank, factors[up].shape[1], key)
         agree(self.name, f"kernel of {up} {list(factors[up].shape)}", 1, math.prod(factors[up].shape[2:]), key)
@@ -101,15 +110,19 @@ class LoRA:
             at_least(self.name, factors, "mid", 3, key)
             agree(self.name, "first extents of mid", (rank, rank), factors["mid"].shape[:2], key)
             agree(self.name, "kernel of down beside mid", 1, math.prod(factors[down].shape[2:]), key)
+        if "singular" in factors:
+            agree(self.name, "elements of singular", rank, factors["singular"].numel, key)
+        check_residual(self.name, factors, key)
         rows = factors[up].shape[0]
         for bias in (name for name in ("up_bias", "bias_diff") if name in factors):
             agree(self.name, f"elements of {bias}", rows, factors[bias].numel, key)
         dora.check_magnitudes(self.name, factors, rows, factors[down].shape[1], key)
 
     def low_rank(self, factors: Factors, dtype: str = "float32") -> tuple[torch.Tensor, torch.Tensor]:
-        """(left [out, r], right [r, in·kernel]) whose product is Δ at scale 1; a Tucker core is collapsed into `right`.
+        """(left [out, r], right [r, in·kernel]) whose product is Δ at scale 1 (but for a residual and a magnitude).
 
-        right = Σₙ mid[m, n, kernel] · down[n, in]: exact, no decomposition. [vocab, r] and [r, dim] for an embedding.
+        right = Σₙ mid[m, n, kernel] · down[n, in], times the singular values: exact, no decomposition. [vocab, r] and
+        [r, dim] for an embedding.
         """
         import torch
 
@@ -119,6 +132,8 @@ class LoRA:
         if "mid" in factors:
             mid = load(factors["mid"], dtype)
             right = torch.einsum("mn...,ni->mi...", mid, right).reshape(mid.shape[0], -1)
+        if "singular" in factors:
+            right = right * load(factors["singular"], dtype).reshape(-1, 1)
         return left, right
 
     def delta(
@@ -129,10 +144,11 @@ class LoRA:
         *,
         dtype: str = "float32",
         constraint: Fraction | None = None,
+        settings: Settings = NO_SETTINGS,
     ) -> torch.Tensor:
-        """scale · up · down in the weight's shape (the base's, where given); W' − W with a magnitude."""
+        """scale · (up · down + residual) in the weight's shape (the base's, where given); W' − W with a magnitude."""
         left, right = self.low_rank(factors, dtype)
-        product = (left @ right) * float(scale)
+        product = with_residual(left @ right, self.name, factors) * float(scale)
         shape = [extent or -1 for extent in self.weight_shape(factors) or ()]
         return dora.decomposed(product.reshape(shape), base, factors)
 
@@ -161,6 +177,8 @@ class LoRA:
         """`up` block-diagonal over stacked `down`s (identical ones once); a missing part is zero rows. Equal scales."""
         for part in parts:
             self._has_rows("fuse_rows", part or {})
+            if "singular" in (part or {}):
+                raise refusal(self.name, "fuse_rows", "AdaLoRA's scale is no alpha / rank", "convert it to LoRA first")
         magnitude = dora.fused_magnitude(self.name, parts)
         place = self.blocks(parts)
         fused = {
@@ -178,17 +196,20 @@ class LoRA:
         cut = {"up": factors["up"].columns(first, last), "down": factors["down"].rows(first, last)}
         if "mid" in factors:
             cut["mid"] = factors["mid"].rows(first, last).columns(first, last)
+        if "singular" in factors:
+            cut["singular"] = factors["singular"].rows(first, last)
         return {**factors, **cut}
 
     def swap_halves(self, factors: Factors) -> dict[str, LazyTensor]:
         """The halves of the output rows exchanged; column norms do not feel it."""
         if "embedding_down" in factors:
             raise refusal(self.name, "swap_halves", NO_ROWS)
+        refuse_residual(self.name, "swap_halves", factors)
         return swap_by_roles(self.roles, factors)
 
     def transpose(self, factors: Factors) -> dict[str, LazyTensor]:
         """The adapter of the transposed weight: up and down exchange roles, and so do the magnitudes."""
-        if {"mid", "embedding_down", "up_bias", "bias_diff"} & set(factors):
+        if {"mid", "singular", "embedding_down", "up_bias", "bias_diff", RESIDUAL} & set(factors):
             raise refusal(self.name, "transpose", "only a plain pair of matrices has a transpose")
         turned = {"down": transposed(factors["up"]), "up": transposed(factors["down"])}
         for ours, theirs in (("magnitude", "input_magnitude"), ("input_magnitude", "magnitude")):
@@ -200,16 +221,23 @@ class LoRA:
         if "embedding_down" in factors:
             raise refusal(self.name, layout, NO_ROWS)
         dora.refuse_input_axis(self.name, layout, factors)
+        refuse_residual(self.name, layout, factors)
 
 
 def collapsed(factors: Factors) -> dict[str, LazyTensor]:
-    """A Tucker LoRA as a plain one of the same rank: down [r, in, kernel…] = mid × down in float32, `up` unchanged."""
-    if "mid" not in factors:
+    """A Tucker LoRA or an AdaLoRA as a plain one of the same rank, `up` unchanged.
+
+    down [r, in, kernel…] = singular · mid × down, summed in float64 and stored in float32 (float64 where it came so).
+    """
+    if "mid" not in factors and "singular" not in factors:
         return dict(factors)
-    mid, (_, columns) = factors["mid"], flat(factors["down"])
-    shape = (mid.shape[0], columns, *mid.shape[2:])
-    down = LazyTensor.computed("F32", shape, lambda: LORA.low_rank(factors)[1].reshape(shape))
-    return {**{role: tensor for role, tensor in factors.items() if role != "mid"}, "down": down}
+    shape, dtype = factors["down"].shape, wide_dtype(factors)
+    if "mid" in factors:
+        shape = (factors["mid"].shape[0], flat(factors["down"])[1], *factors["mid"].shape[2:])
+    down = LazyTensor.computed(
+        dtype, shape, lambda: LORA.low_rank(factors, "float64")[1].reshape(shape).to(torch_dtype(dtype))
+    )
+    return {**{role: tensor for role, tensor in factors.items() if role not in ("mid", "singular")}, "down": down}
 
 
 LORA = LoRA()

@@ -1,7 +1,8 @@
-"""OFT: rotations by blocks. LyCORIS and kohya rotate the outputs (W' = rescale · Rᵀ W), PEFT the inputs.
+"""OFT: rotations by blocks. LyCORIS and kohya rotate the outputs (W' = rescale · Rᵀ W), PEFT the inputs (W' = W Rᵀ).
 
 R = (I + Q)(I − Q)⁻¹ with Q = blocks − blocksᵀ (Cayley), Q first shrunk to the norm `constraint` · out where a
-constraint is stored (COFT; it is stored as alpha). PEFT's R is a truncated series whose length only its config states.
+constraint is stored (COFT; it is stored as alpha). The oldest files hold R itself (`diagonal`; alpha means nothing
+there). PEFT's R is a truncated series whose length only its config states.
 """
 # ruff: noqa: ARG002 - the signatures are the protocol's; not every kind needs every argument
 
@@ -9,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from fractions import Fraction
-from math import isqrt
 from typing import TYPE_CHECKING
 
 from loratools.adapters.factors import (
+    NO_SETTINGS,
     Factors,
     Role,
+    Settings,
     agree,
     at_least,
     could_be,
@@ -31,6 +33,8 @@ from loratools.adapters.factors import (
     told,
     whole,
 )
+from loratools.adapters.rotation import cayley, order_of, peft_rotation, rescaled
+from loratools.errors import ArchitectureMismatch
 from loratools.model import Scale
 from loratools.tensors.dtypes import encode_scalar
 from loratools.tensors.lazy import LazyTensor
@@ -40,11 +44,12 @@ if TYPE_CHECKING:
 
 
 class OFT:
-    """blocks [k, n, n] (output side) or skew [k, n(n−1)/2] (PEFT, input side), and rescale [out]."""
+    """blocks or diagonal [k, n, n] (output side) or skew [k, n(n−1)/2] (PEFT, input side), and rescale [out]."""
 
     name = "oft"
     roles = (
         Role("blocks", required=True, rows=True),
+        Role("diagonal", required=True, rows=True),
         Role("skew", required=True),
         Role("rescale", rows=True),
     )
@@ -70,25 +75,27 @@ class OFT:
 
     def weight_shape(self, factors: Factors) -> tuple[int | None, ...] | None:
         """(k·n, None) on the output side; (None, k·n) on the input side, None where one block serves all."""
-        if told(factors, blocks=2):
-            return factors["blocks"].shape[0] * factors["blocks"].shape[1], None
+        square = _square(factors)
+        if told(factors, **{square: 2}):
+            return factors[square].shape[0] * factors[square].shape[1], None
         if not told(factors, skew=2):
             return None
         count, entries = factors["skew"].shape
-        return None, None if count == 1 else count * _order(entries)
+        return None, None if count == 1 else count * order_of(entries)
 
     def check(self, factors: Factors, key: str | None = None) -> None:
         """Raise IncompleteAdapter where the blocks are missing, not square, or do not fit the rescale."""
-        if ("blocks" in factors) == ("skew" in factors):
-            raise incomplete(self.name, "either blocks or skew", key, expected=["blocks"], found=sorted(factors))
+        if len({"blocks", "diagonal", "skew"} & set(factors)) != 1:
+            raise incomplete(self.name, "one of blocks, diagonal, skew", key, expected=1, found=sorted(factors))
         not_empty(self.name, factors, key)
         if "skew" in factors:
             at_least(self.name, factors, "skew", 2, key)
-            entries, order = factors["skew"].shape[1], _order(factors["skew"].shape[1])
+            entries, order = factors["skew"].shape[1], order_of(factors["skew"].shape[1])
             agree(self.name, "entries of a skew-symmetric matrix", order * (order - 1) // 2, entries, key)
             return
-        agree(self.name, "dimensions of blocks", 3, len(factors["blocks"].shape), key)
-        agree(self.name, "columns of a block", factors["blocks"].shape[1], factors["blocks"].shape[2], key)
+        blocks = factors[_square(factors)]
+        agree(self.name, "dimensions of blocks", 3, len(blocks.shape), key)
+        agree(self.name, "columns of a block", blocks.shape[1], blocks.shape[2], key)
         if "rescale" in factors:
             rows = (self.weight_shape(factors) or (0,))[0]
             agree(self.name, "elements of rescale", rows, factors["rescale"].numel, key)
@@ -101,20 +108,46 @@ class OFT:
         *,
         dtype: str = "float32",
         constraint: Fraction | None = None,
+        settings: Settings = NO_SETTINGS,
     ) -> torch.Tensor:
-        """scale · (rescale · Rᵀ W − W). `constraint` is the alpha that the file stores."""
+        """scale · (rescale · Rᵀ W − W), `constraint` being the alpha of the file; W Rᵀ − W by PEFT's settings."""
         import torch
 
-        if "skew" in factors:
-            raise refusal(self.name, "delta", "PEFT's rotation is a series, and its length stands in a config only")
+        if "skew" in factors and "num_cayley_neumann_terms" not in settings:
+            why = "PEFT's rotation is a series, and its length stands in a config only"
+            raise refusal(self.name, "delta", why, "keep adapter_config.json beside the weights")
         if base is None:
             raise needs_base(self.name)
+        if "skew" in factors:
+            return self._turned_inputs(factors, base, dtype, settings) * float(scale)
         whole(self.name, (self.weight_shape(factors) or (None,))[0], (base.shape[0],))
-        rotation = cayley(load(factors["blocks"], dtype), constraint, base.shape[0])
+        stored = load(factors[_square(factors)], dtype)
+        rotation = stored if "diagonal" in factors else cayley(stored, constraint, base.shape[0])
         weight = base.to(rotation.dtype)
         rows = weight.reshape(*rotation.shape[:2], -1)
         turned = torch.einsum("knm,knx->kmx", rotation, rows).reshape(weight.shape)
         return fitted(rescaled(turned, factors, dtype) - weight, base) * float(scale)
+
+    def _turned_inputs(self, factors: Factors, base: torch.Tensor, dtype: str, settings: Settings) -> torch.Tensor:
+        """W Rᵀ − W over blocks of the flattened inputs; one block serves all where only one is stored.
+
+        For kernels larger than 1×1 this is what PEFT merges. Its unmerged layer adds overlapping patches up, which is
+        no convolution at all (peft 0.21: even untrained, its outputs are off by more than their own norm).
+        """
+        import torch
+
+        rotation = peft_rotation(load(factors["skew"], dtype), settings)
+        weight = base.to(rotation.dtype).reshape(base.shape[0], -1)
+        count, order = rotation.shape[:2]
+        if count * order != weight.shape[1] and (count != 1 or weight.shape[1] % order):
+            raise ArchitectureMismatch(
+                f"{count} rotations of {order} inputs do not fit a weight of {weight.shape[1]} inputs",
+                expected=weight.shape[1],
+                found=count * order,
+            )
+        columns = weight.reshape(weight.shape[0], -1, order)
+        turned = torch.einsum("okc,krc->okr", columns, rotation.expand(columns.shape[1], order, order))
+        return fitted(turned.reshape(base.shape) - base.to(turned.dtype), base)
 
     def bias_delta(
         self, factors: Factors, scale: Scale, base: torch.Tensor | None = None, *, dtype: str = "float32"
@@ -127,34 +160,37 @@ class OFT:
         if "skew" in factors:
             return [dict(factors) for _ in sizes]
         whole(self.name, (self.weight_shape(factors) or (None,))[0], sizes)
-        order = factors["blocks"].shape[1]
+        square = _square(factors)
+        order = factors[square].shape[1]
         parts: list[dict[str, LazyTensor]] = []
         for start, stop in spans(sizes):
             if start % order or stop % order:
                 why = f"rows {start}…{stop - 1} are not whole blocks of {order}"
                 raise refusal(self.name, "split_rows", why, "try --allow-lossy with --base")
-            part = {**factors, "blocks": factors["blocks"].rows(start // order, stop // order)}
+            part = {**factors, square: factors[square].rows(start // order, stop // order)}
             if "rescale" in factors:
                 part["rescale"] = factors["rescale"].rows(start, stop)
             parts.append(part)
         return parts
 
     def fuse_rows(self, parts: Sequence[Factors | None], sizes: Sequence[int]) -> dict[str, LazyTensor]:
-        """Blocks stacked, zero blocks (the identity) and a rescale of ones where a part is missing."""
+        """Blocks stacked; the identity (blocks of zeros) and a rescale of ones where a part is missing."""
         present = [part for part in parts if part is not None]
         model = present[0]
         if "skew" in model:
             if len(present) < len(parts) or not same(present, ("skew",)):
                 raise refusal(self.name, "fuse_rows", "parts of one weight rotate their inputs differently")
             return dict(model)
-        order, dtype = model["blocks"].shape[1], model["blocks"].dtype
+        square = _square(model)
+        if any(square not in part for part in present):
+            raise refusal(self.name, "fuse_rows", "some parts hold rotations, some what makes them")
+        order, dtype = model[square].shape[1], model[square].dtype
         rows: list[LazyTensor] = []
         for part, size in zip(parts, sizes, strict=True):
-            if size % order or (part is not None and part["blocks"].shape[1] != order):
+            if size % order or (part is not None and part[square].shape[1] != order):
                 raise refusal(self.name, "fuse_rows", f"a part of {size} rows is not whole blocks of {order}")
-            zeros = LazyTensor.zeros(dtype, (size // order, order, order))
-            rows.append(zeros if part is None else part["blocks"])
-        fused = {"blocks": stack(self.name, rows)}
+            rows.append(_neutral(square, dtype, size // order, order) if part is None else part[square])
+        fused = {square: stack(self.name, rows)}
         found = next((part["rescale"] for part in present if "rescale" in part), None)
         if found is not None:
             one = encode_scalar(Fraction(1), found.dtype) or b""
@@ -175,30 +211,18 @@ class OFT:
         raise refusal(self.name, "transpose", "it rotates one side of the weight")
 
 
-def cayley(blocks: torch.Tensor, constraint: Fraction | None, rows: int) -> torch.Tensor:
-    """The rotations [..., n, n] of blocks [..., n, n]; Q is shrunk to the Frobenius norm constraint · rows, if any."""
-    import torch
-
-    skew = blocks - blocks.transpose(-1, -2)
-    limit = float(constraint or 0) * rows
-    if limit > 0:
-        norm = float(torch.linalg.vector_norm(skew, dtype=torch.float64)) + 1e-8
-        skew = skew * (limit / norm) if norm > limit else skew
-    identity = torch.eye(skew.shape[-1], dtype=skew.dtype)
-    rotation: torch.Tensor = torch.linalg.solve(identity - skew, identity + skew, left=False)
-    return rotation
+def _square(factors: Factors) -> str:
+    """The role that holds square blocks."""
+    return "diagonal" if "diagonal" in factors else "blocks"
 
 
-def rescaled(weight: torch.Tensor, factors: Factors, dtype: str) -> torch.Tensor:
-    """The rows of `weight` times the rescale, where there is one."""
-    if "rescale" not in factors:
-        return weight
-    return weight * load(factors["rescale"], dtype).reshape(-1, *(1,) * (weight.ndim - 1))
-
-
-def _order(entries: int) -> int:
-    """n of n(n−1)/2 entries."""
-    return (1 + isqrt(1 + 8 * entries)) // 2
+def _neutral(role: str, dtype: str, count: int, order: int) -> LazyTensor:
+    """Blocks that change nothing: zeros where they make a rotation, identities where they are one."""
+    if role == "blocks":
+        return LazyTensor.zeros(dtype, (count, order, order))
+    one, zero = (encode_scalar(Fraction(value), dtype) or b"" for value in (1, 0))
+    identity = b"".join(one if row == column else zero for row in range(order) for column in range(order))
+    return LazyTensor.from_bytes(dtype, (count, order, order), identity * count)
 
 
 OFT_KIND = OFT()

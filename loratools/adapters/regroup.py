@@ -8,16 +8,18 @@ from fractions import Fraction
 from typing import Literal
 
 from loratools.adapters.adapter import Adapter, Origin
+from loratools.adapters.blame import named
 from loratools.adapters.blocks import Columns
 from loratools.adapters.factors import widened
 from loratools.adapters.fold import alpha_for, folded
 from loratools.adapters.kind import Kind, kind_of
+from loratools.adapters.settings import common_settings
 from loratools.adapters.slices import Groups, Piece, Slicer
 from loratools.errors import ArchitectureMismatch, IncompleteAdapter, NotRepresentable
 from loratools.model import Scale, Target
 from loratools.tensors.lazy import LazyTensor
 
-What = Literal["untouched", "slice", "pad", "share", "block", "fold"]
+What = Literal["untouched", "slice", "narrow", "pad", "share", "block", "fold"]
 
 
 ONE = Scale(Fraction(1))
@@ -25,7 +27,10 @@ ONE = Scale(Fraction(1))
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What was done for one target; `measured` where values were rounded on the way."""
+    """What was done for one target; `measured` where values were rounded on the way.
+
+    A slice is rows of one adapter, byte for byte; narrow is a slice without the rank columns that are all zero there.
+    """
 
     target: Target
     what: What
@@ -72,12 +77,17 @@ def regroup(
             if first.target.name in slicer.recorded:
                 groups[first.target.name] = slicer.recorded[first.target.name]
         elif len(target.paths) == 1:
-            piece = slicer.slice(first, target.paths[0])
+            with named(first):
+                piece = slicer.slice(first, target.paths[0])
             if piece.factors is not None:
                 done.append(_sliced(first, target, piece))
-            steps.append(Step(target, "slice", piece.note))
+            whole = piece.factors is not None and kind_of(first.kind).rank(piece.factors) == kind_of(first.kind).rank(
+                first.factors
+            )
+            steps.append(Step(target, "slice" if whole else "narrow", piece.note))
         else:
-            adapter, more = _assembled(target, sources, slicer, groups)
+            with named(first):
+                adapter, more = _assembled(target, sources, slicer, groups)
             if adapter is not None:
                 done.append(adapter)
             steps += more
@@ -105,9 +115,10 @@ def covered(adapters: Sequence[Adapter]) -> dict[tuple[str, str], Adapter]:
 
 def _sliced(source: Adapter, target: Target, piece: Piece) -> Adapter:
     """The adapter of one part: the source's scale at the part's rank. A slice never needs another scale."""
-    rank = kind_of(source.kind).rank(piece.factors or {})
-    alpha = source.alpha if rank == source.rank else alpha_for(source.alpha, source.scale, rank)[0]
-    return Adapter(target, source.kind, piece.factors or {}, alpha, source.origin)
+    sliced = replace(source, target=target, factors=piece.factors or {})
+    if sliced.scale.equals(source.scale):
+        return sliced
+    return replace(sliced, alpha=alpha_for(source.alpha, source.scale, sliced.rank)[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +144,7 @@ def _assembled(
     parts = _parts(target, sources, slicer)
     present = [part for part in parts if part.source is not None and part.factors is not None]
     if not present:
-        return None, [Step(target, "slice", "no delta in any part: left out")]
+        return None, [Step(target, "narrow", "no delta in any part: left out")]
     kind = _one_kind(target, present)
     sizes = _sizes(target, kind, parts)
     scale = _common_scale([part.scale for part in present])
@@ -150,9 +161,13 @@ def _assembled(
         steps.append(Step(target, "fold", note, measured=not exact))
     ready = _one_dtype(ready)
     fused = kind.fuse_rows(ready, sizes)
-    rank = kind.rank(fused)
+    rank, settings = (
+        kind.rank(fused),
+        common_settings(target.name, [part.source.settings for part in present if part.source]),
+    )
+    divisor = settings.get("r") if rank is None else rank
     alphas = [part.source.alpha for part in present if part.source and part.scale.equals(scale)]
-    alpha, exact = alpha_for(next((a for a in alphas if a.value is not None), alphas[0]), scale, rank)
+    alpha, exact = alpha_for(next((a for a in alphas if a.value is not None), alphas[0]), scale, divisor)
     what = _what(kind, parts, present, rank)
     note = _note(parts, present, rank)
     if not exact:
@@ -163,7 +178,7 @@ def _assembled(
         groups[target.name] = [
             (path, *span) for part, span in zip(parts, columns, strict=True) if span is not None for path in part.paths
         ]
-    return Adapter(target, kind.name, fused, alpha, _origin(present)), steps
+    return Adapter(target, kind.name, fused, alpha, _origin(present), settings), steps
 
 
 def _parts(target: Target, sources: Mapping[str, Adapter | None], slicer: Slicer) -> list[_Part]:

@@ -7,15 +7,30 @@ spellings of one path share a skeleton, so a key never needs guessing: `down_blo
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import product
+from typing import NamedTuple
 
-from loratools.architectures.rules import Joint, Layout, Rule
+from loratools.architectures.rules import Joint, Layout, Rule, same
 
 Skeleton = tuple[str, ...]
-HOLE = re.compile(r"\{([a-z])<(\d+)\}")
+HOLE = re.compile(r"\{([a-z])<(\d+)(?:\*(\d+)\+(\d+))?\}")
+
+
+class Hole(NamedTuple):
+    """A hole of a template: `{i<4}` is 0 to 3, `{i<4*3+2}` the numbers 2, 5, 8 and 11 (i is 0 to 3 all the same)."""
+
+    name: str
+    bound: int
+    step: int = 1
+    first: int = 0
+
+    def value(self, number: int) -> int | None:
+        """What the hole stands for where a path has that number, or None where it cannot."""
+        value, rest = divmod(number - self.first, self.step)
+        return None if rest or not 0 <= value < self.bound else value
 
 
 def _segments(path: str) -> list[str]:
@@ -41,25 +56,25 @@ def skeleton(path: str) -> tuple[Skeleton, tuple[int, ...]]:
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A parsed template: its skeleton, and for each number either its fixed value or the name and bound of a hole."""
+    """A parsed template: its skeleton, and for each number either its fixed value or a hole."""
 
     text: str
     words: Skeleton
-    numbers: tuple[int | tuple[str, int], ...]
+    numbers: tuple[int | Hole, ...]
 
     @classmethod
     @cache
     def parse(cls, text: str) -> Template:
         """Parse `a.{i<3}.b`; a hole must be a whole segment."""
         words: list[str] = []
-        numbers: list[int | tuple[str, int]] = []
+        numbers: list[int | Hole] = []
         for segment in _segments(text):
             if segment.startswith("{"):
                 hole = HOLE.fullmatch(segment)
                 if hole is None:
                     raise ValueError(f"{text}: {segment} is no hole")
                 words.append("#")
-                numbers.append((hole[1], int(hole[2])))
+                numbers.append(Hole(hole[1], int(hole[2]), int(hole[3] or 1), int(hole[4] or 0)))
             elif _is_number(segment):
                 words.append("#")
                 numbers.append(int(segment))
@@ -77,18 +92,18 @@ class Template:
         values: dict[str, int] = {}
         for wanted, number in zip(self.numbers, numbers, strict=True):
             if not isinstance(wanted, int):
-                if number >= wanted[1] or values.get(wanted[0], number) != number:
+                value = wanted.value(number)
+                if value is None or values.setdefault(wanted.name, value) != value:
                     return None
-                values[wanted[0]] = number
         return values
 
     def fill(self, values: Mapping[str, int]) -> str:
         """The path with its holes filled."""
-        return HOLE.sub(lambda hole: str(values[hole[1]]), self.text)
+        return HOLE.sub(lambda hole: str(values[hole[1]] * int(hole[3] or 1) + int(hole[4] or 0)), self.text)
 
     def expand(self) -> Iterable[dict[str, int]]:
         """The values of the holes of every path this template stands for."""
-        bounds = {number[0]: number[1] for number in self.numbers if not isinstance(number, int)}
+        bounds = {number.name: number.bound for number in self.numbers if not isinstance(number, int)}
         for values in product(*(range(bound) for bound in bounds.values())):
             yield dict(zip(bounds, values, strict=True))
 
@@ -130,9 +145,8 @@ class _Index:
 
     def find(self, words: Skeleton, numbers: tuple[int, ...]) -> tuple[dict[str, int], Rule] | None:
         for positions, by_values in self.table.get(words, {}).items():
-            row = by_values.get(tuple(numbers[at] for at in positions))
-            values = row[0].holes(numbers) if row else None
-            if row and values is not None:
+            row = by_values.get(tuple([numbers[at] for at in positions]))
+            if row is not None and (values := row[0].holes(numbers)) is not None:
                 return values, row[1]
         return None
 
@@ -186,7 +200,7 @@ def _placement(values: Mapping[str, int], rule: Rule) -> Placement:
     return Placement(Template.parse(rule.native).fill(values), paths, rule.ratio, rule.layout, rule.joint, rule.weight)
 
 
-def canonical_naming(rules: Iterable[Rule], name: str) -> Naming:
-    """The naming in which every canonical path of `rules` stands for itself."""
+def canonical_naming(rules: Iterable[Rule], name: str, *, bare: Collection[str] = ()) -> Naming:
+    """The naming in which every canonical path of `rules` stands for itself; those in `bare` are bare parameters."""
     parts = (part for rule in rules for part in rule.canonical)
-    return Naming(name, tuple(Rule((part,), part) for part in parts))
+    return Naming(name, tuple(same(part, joint="" if part in bare else ".") for part in parts))

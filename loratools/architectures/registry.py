@@ -5,22 +5,30 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import NamedTuple
 
+from loratools.architectures.animatediff import ANIMATEDIFF
 from loratools.architectures.architecture import Architecture
 from loratools.architectures.flux1 import FLUX1
+from loratools.architectures.kandinsky22 import KANDINSKY22
 from loratools.architectures.llm import PREFIX, llm_architecture
 from loratools.architectures.naming import Skeleton, Template
 from loratools.architectures.sd1 import SD1
 from loratools.architectures.sd2 import SD2
 from loratools.architectures.sdxl import SDXL
 from loratools.architectures.sdxl_refiner import SDXL_REFINER
+from loratools.architectures.stable_cascade import STABLE_CASCADE
+from loratools.architectures.wuerstchen import WUERSTCHEN
 from loratools.errors import UsageError, nearest
 
 ARCHITECTURES: tuple[Architecture, ...] = (
+    ANIMATEDIFF,
     FLUX1,
+    KANDINSKY22,
     SD1,
     SD2,
     SDXL,
     SDXL_REFINER,
+    STABLE_CASCADE,
+    WUERSTCHEN,
 )
 
 

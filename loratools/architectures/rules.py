@@ -1,6 +1,7 @@
 """The rows of a naming table: canonical template(s) on the left, one native template on the right, sometimes a layout.
 
-A template is a dotted path with named, bounded holes: `transformer_blocks.{i<19}.attn.to_q` stands for 19 paths.
+A template is a dotted path with named, bounded holes: `transformer_blocks.{i<19}.attn.to_q` stands for 19 paths,
+`blocks.{i<32*3+2}.attention.to_q` for the 32 of every third block from 2 on.
 Rows describe; they hold no tensors. Both directions of every naming come from the one row.
 """
 

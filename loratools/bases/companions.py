@@ -18,7 +18,7 @@ COMPANIONS: tuple[tuple[str, str], ...] = (
     ("vae",          r"(first_stage_model|vae)\."),
     ("average",      r"model_ema\."),
     ("schedule",     SCHEDULE),
-    ("positions",    r"(.*\.)?position_ids$"),
+    ("positions",    r"(.*\.)?(position_ids|pos_(embed|encoder)\.pe)$"),
     ("temperature",  r"(.*\.)?logit_scale$"),
     ("rotary",       r"(.*\.)?rotary_emb\.inv_freq$"),
     ("tied",         r"(.*\.)?(encoder|decoder)\.embed_tokens\.weight$"),

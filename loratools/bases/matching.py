@@ -47,7 +47,8 @@ class Match:
 
     def _lacking(self, part: Part) -> int:
         naming = self.architecture.by_name[part.component].naming(part.naming)
-        tables = [shapes(variant.shapes)[part.component] for variant in self.architecture.variants]
+        known = [shapes(variant.shapes) for variant in self.architecture.variants]
+        tables = [table[part.component] for table in known if part.component in table]
         present = {skeleton(placement.native)[0] for placement in part.keys.values()}
         wanted = {
             skeleton(placement.native)[0]
@@ -161,7 +162,7 @@ def _settle_variant(
             taken.update(keys)
             misfits += [key for key in wrong if key in keys]
     # FLUX.1 dev is schnell and a guidance embedder: the smaller of two that fit is the right one.
-    rank = len(misfits), sum(len(table[name]) for name in parts)
+    rank = len(misfits), sum(len(table.get(name, ())) for name in parts)
     return rank, Match(known, parts, (variant.name,), tuple(misfits))
 
 
@@ -169,7 +170,9 @@ def _misfits(
     reading: _Reading, table: Mapping[str, Mapping[str, Shape]], sizes: Mapping[str, Shape | None]
 ) -> list[str]:
     """The keys of a reading whose shapes are not those of the table, or that the variant does not have."""
-    component = table[reading.component.name]
+    component = table.get(reading.component.name)
+    if component is None:
+        return list(reading.keys)  # a component that only other variants have
     wrong: list[str] = []
     for key, placement in reading.keys.items():
         size = sizes[key]

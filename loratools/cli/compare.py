@@ -8,13 +8,14 @@ from loratools.cli import options
 from loratools.cli.options import Manner, speaks
 from loratools.cli.render import Document, Page, emit
 
+IN = {"a": "A only", "b": "B only", "both": "both"}
+SHOWN = 30  # modules that differ, on a page
+
 
 @click.command("compare")
 @click.argument("first", metavar="A")
 @click.argument("second", metavar="B")
-@click.option(
-    "--tolerance", type=click.FloatRange(0), default=1e-5, show_default=True, help="The largest relative error allowed."
-)
+@click.option("--tolerance", type=float, default=1e-5, show_default=True, help="The largest relative error allowed.")
 @options.architecture
 @options.unsafe_pickle
 @options.threads
@@ -52,7 +53,7 @@ def command(
 def view(page: Page, document: Document, manner: Manner) -> None:
     """The verdict, and the modules that differ (with -v: all)."""
     verdict = "the same change" if document["equal"] else "different"
-    worst = _figure(document["worst"])
+    worst = _error(document["worst"])
     page.line(f"{verdict}: worst relative error {worst}, tolerance {document['tolerance']:g}", strong=True)
     page.facts(
         [
@@ -62,20 +63,27 @@ def view(page: Page, document: Document, manner: Manner) -> None:
         ]
     )
     rows = [row for row in document["modules"] if manner.verbose or differs(row, document["tolerance"])]
+    shown = rows if manner.verbose else rows[:SHOWN]
     if rows:
         page.line("")
     page.table(
         ("module", "in", ">relative error", ">cosine", "seen as"),
         [
-            (row["module"], row["where"], _figure(row["relative_error"]), _figure(row["cosine"]), row["proof"])
-            for row in rows
+            (row["module"], IN[row["where"]], _error(row["relative_error"]), _figure(row["cosine"]), row["proof"])
+            for row in shown
         ],
     )
+    if len(rows) > len(shown):
+        page.line(f"and {len(rows) - len(shown):,} more (all with -v or --json)")
 
 
 def differs(row: Document, tolerance: float) -> bool:
     """Whether a module breaks the equality; an error of null is an infinite one."""
     return row["relative_error"] is None or row["relative_error"] > tolerance
+
+
+def _error(value: float | None) -> str:
+    return "infinite" if value is None else f"{value:.3g}"
 
 
 def _figure(value: float | None) -> str:

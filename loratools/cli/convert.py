@@ -21,7 +21,8 @@ DTYPES = {
 }  # fmt: skip
 
 # What regrouping did to an adapter → how a page says it.
-STEPS = {"untouched": "as they are", "slice": "cut", "pad": "padded", "share": "joined", "block": "joined in blocks"}
+STEPS = {"untouched": "as they are", "slice": "cut", "narrow": "cut out of their blocks", "pad": "padded",
+         "share": "joined", "block": "joined in blocks", "fold": "multiplied by their scale"}  # fmt: skip
 SHOWN = 8  # regroupings on a page
 
 

@@ -99,10 +99,13 @@ def as_our_error(error: BaseException) -> LoratoolsError:
 
 
 def _usage(error: click.ClickException) -> UsageError:
-    hint, message = None, error.format_message().rstrip(".")
+    said = error.format_message().rstrip(".")
+    hint, message = None, said[:1].lower() + said[1:]
     if isinstance(error, click.NoSuchOption):
-        known = [name for parameter in error.ctx.command.params for name in parameter.opts] if error.ctx else []
-        hint, message = nearest(error.option_name, known), f"there is no option {error.option_name!r}"
+        parameters = error.ctx.command.params if error.ctx else []
+        known = [name for item in parameters if not getattr(item, "hidden", False) for name in item.opts]
+        long = [name for name in known if name.startswith("--")] if error.option_name.startswith("--") else []
+        hint, message = nearest(error.option_name, long), f"there is no option {error.option_name!r}"
     context = error.ctx if isinstance(error, click.UsageError) else None
     if hint is None and context is not None:
         hint = f"see {context.command_path} --help"

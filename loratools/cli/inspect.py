@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -10,7 +9,7 @@ import click
 from loratools.cli import options
 from loratools.cli.failures import print_message
 from loratools.cli.options import Manner, speaks
-from loratools.cli.render import Document, Page, counted, emit
+from loratools.cli.render import Document, Page, counted, emit, write
 from loratools.cli.text import human_bytes
 from loratools.errors import LoratoolsError
 
@@ -25,17 +24,9 @@ SHOWN = 20  # unknown keys on a page
 @click.option("--strict", is_flag=True, help="Exit 3 where a key is unknown.")
 @options.architecture
 @options.unsafe_pickle
+@options.threads
 @speaks
-def command(
-    refs: tuple[str, ...],
-    manner: Manner,
-    *,
-    modules: bool,
-    weights: bool,
-    strict: bool,
-    arch: str | None,
-    unsafe_pickle: bool,
-) -> None:
+def command(refs: tuple[str, ...], manner: Manner, *, strict: bool, **how: Any) -> None:
     """What is in a file?
 
     REF is a file or a folder. Only headers and scalars are read, unless --weights asks for more. Of several REFs each
@@ -47,19 +38,22 @@ def command(
     code = 0
     for ref in refs:
         try:
-            found = inspect(ref, arch=arch, unsafe_pickle=unsafe_pickle, weights=weights, modules=modules)
+            document = inspect(ref, **how).to_dict()
         except LoratoolsError as error:
             if len(refs) == 1:
                 raise
-            documents.append(error.to_dict())
-            code = code or error.exit_code
+            document = error.to_dict()
             if not manner.json:
                 print_message(error)
-            continue
-        documents.append(found.to_dict())
-        code = code or (3 if strict and strangers(documents[-1]) else 0)
-    answer = documents[0] if len(documents) == 1 else {"schema": SCHEMA, "results": documents}
-    emit(answer, manner, view)
+        code = code or document.get("exit_code") or (3 if strict and strangers(document) else 0)
+        if manner.json:
+            documents.append(document)
+        elif document["schema"] == SCHEMA:
+            emit(document, manner, view)
+            if ref is not refs[-1]:
+                write("\n")
+    if manner.json:
+        emit(documents[0] if len(refs) == 1 else {"schema": SCHEMA, "results": documents}, manner, view)
     if code:
         click.get_current_context().exit(code)
 
@@ -70,23 +64,14 @@ def strangers(document: Document) -> list[str]:
 
 
 def view(page: Page, document: Document, manner: Manner) -> None:
-    """One page a file, in the order of the arguments."""
-    for result in document.get("results", [document]):
-        if result["schema"] == SCHEMA:
-            _file(page, result, manner)
-
-
-def _file(page: Page, document: Mapping[str, Any], manner: Manner) -> None:
-    if page.blocks:
-        page.line("")
+    """What a file is, what is in it, and what was noticed."""
     page.line(document["path"], strong=True)
     alpha = document["alpha"] or {}
-    others = [name for name in document["candidates"] if name != document["architecture"]]
     page.facts(
         [
             ("role", document["role"]),
             ("format", _with(document["format"], "written by", document["producer"])),
-            ("architecture", _with(document["architecture"] or "not settled", "or", ", ".join(others))),
+            ("architecture", _architecture(document)),
             ("variant", document["variant"]),
             ("kinds", ", ".join(document["kinds"])),
             ("components", ", ".join(f"{name} ({count:,})" for name, count in document["components"].items())),
@@ -130,6 +115,13 @@ def _file(page: Page, document: Mapping[str, Any], manner: Manner) -> None:
     page.notes("warnings", document["warnings"])
     if manner.verbose:
         page.notes("evidence", document["evidence"])
+
+
+def _architecture(document: Document) -> str:
+    settled, others = document["architecture"], document["candidates"]
+    if settled:
+        return _with(settled, "or", " or ".join(name for name in others if name != settled)) or settled
+    return f"not settled: {' or '.join(others)}" if others else "unknown"
 
 
 def _weights(page: Page, weights: Document) -> None:

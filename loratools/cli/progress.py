@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from typing import Self
@@ -45,7 +46,10 @@ class Progress:
             f"{self.label}: {100 * done // total} %, {human_bytes(done)} of {human_bytes(total)}, "
             f"{human_bytes(int(rate))}/s, {_duration(left)} left"
         )
-        if self.terminal and now - self.drawn >= REDRAW_SECONDS:
+        if done >= total:
+            line = f"{self.label}: {human_bytes(total)} written, {human_bytes(int(rate))}/s; now proving"
+        if self.terminal and (done >= total or now - self.drawn >= REDRAW_SECONDS):
+            line = line[: max(1, shutil.get_terminal_size().columns - 1)]  # a folded line could not be wiped
             self.stream.write("\r" + line.ljust(self.width))
             self.width, self.drawn = len(line), now
         elif not self.terminal and 10 * done // total > self.tenths:

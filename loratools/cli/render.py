@@ -10,10 +10,13 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loratools.cli.options import Manner
 from loratools.cli.text import takes_colour, visible
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 Document = Mapping[str, Any]
 # Piped tables are never folded: one row is one line, whatever the names' lengths.
@@ -80,6 +83,9 @@ def typeset(page: Page, *, styled: bool) -> str:
         if kind in {"line", "strong"}:
             console.print(Text(visible(content), style="bold" if kind == "strong" else ""), soft_wrap=kind == "strong")
             continue
+        if kind == "table" and _least_width(*content) > console.width:
+            _stack(console, *content)
+            continue
         headings, rows = content if kind == "table" else (("", ""), content)
         grid = Table(box=None, show_header=kind == "table", pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
         for index, heading in enumerate(headings):
@@ -93,6 +99,24 @@ def typeset(page: Page, *, styled: bool) -> str:
             grid.add_row(*(Text(visible(cell)) for cell in row))
         console.print(grid)
     return "".join(f"{line.rstrip()}\n" for line in buffer.getvalue().splitlines())
+
+
+def _least_width(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
+    """The columns of a terminal that a table needs so that no word is cut."""
+    cells = [[heading.removeprefix(">") for heading in headings], *rows]
+    widest = [max(len(word) for row in cells for word in (row[at].split() or [""])) for at in range(len(headings))]
+    return sum(widest) + 2 * (len(headings) - 1)
+
+
+def _stack(console: Console, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table for a narrow terminal: one row under another, each cell under its heading."""
+    from rich.text import Text
+
+    for row in rows:
+        for at, (heading, cell) in enumerate(zip(headings, row, strict=True)):
+            if cell:
+                name = "" if at == 0 else f"  {heading.removeprefix('>')}: "
+                console.print(Text(name + visible(cell), style="bold" if at == 0 else "", overflow="fold"))
 
 
 def write(text: str) -> None:

@@ -28,14 +28,7 @@ def candidates(
 ) -> tuple[list[Candidate], tuple[str, ...], list[str]]:
     """The architectures that fit, likeliest first (none: the generic one), the variants of the first, and why."""
     if arch is not None and arch.split("-")[0] == GENERIC:
-        if not any(_generic_prefix(stem) for stem in stems):
-            raise ArchitectureMismatch(
-                f"{arch} is for PEFT adapters, whose keys begin with {PEFT}",
-                path=opened.name,
-                key=stems[0][1],
-                hint="leave --arch out: it is for files that do not tell",
-            )
-        return [], (), [f"{arch} as asked"]
+        return [], (), [_generic_as_asked(arch, stems, path=opened.name)]
     asked = (architecture(arch),) if arch is not None else ARCHITECTURES
     found = by_names(stems, asked)
     passable = all(_generic_prefix(stem) is not None for stem in stems)
@@ -90,6 +83,18 @@ def _stranger(found: Sequence[Candidate], sizes: Mapping[str, Sizes], count: int
     if size.larger > LARGER_SHARE * size.compared:
         return f"the nearest, {best.architecture.id}, is smaller in {size.larger} of {size.compared} layers"
     return None
+
+
+def _generic_as_asked(arch: str, stems: Sequence[Stem], *, path: str) -> str:
+    """The evidence for the generic transformer; raises ArchitectureMismatch for keys that PEFT does not write."""
+    if not any(_generic_prefix(stem) for stem in stems):
+        raise ArchitectureMismatch(
+            f"{arch} is for PEFT adapters, whose keys begin with {PEFT}",
+            path=path,
+            key=stems[0][1],
+            hint="leave --arch out: it is for files that do not tell",
+        )
+    return f"{arch} as asked"
 
 
 def _require_best(

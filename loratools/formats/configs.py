@@ -6,14 +6,14 @@ The same fields stand in `adapter_config.json` and, by component, in diffusers' 
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
 from loratools.errors import MalformedFile, NonFinite
+from loratools.formats.patterns import matching
 
 DIFFUSERS_KEY = "lora_adapter_metadata"
 _PEFT_ALPHA = 8  # what PEFT's LoraConfig takes where a configuration states none
@@ -53,18 +53,6 @@ def by_component(raw: str, *, path: object) -> dict[str, dict[str, Any]]:
         if dot:
             found.setdefault(component, {})[field] = value
     return found
-
-
-def matching(pattern: Mapping[str, Any], names: Iterable[str]) -> Any | None:
-    """The value of the first pattern that PEFT would match against one of a module's names, else None."""
-    for key, value in pattern.items():
-        try:
-            expression = re.compile(rf"(.*\.)?({key})$")
-        except re.error:
-            expression = re.compile(rf"(.*\.)?({re.escape(key)})$")
-        if any(expression.match(name) for name in names):
-            return value
-    return None
 
 
 def number(value: Any, *, path: object, key: str) -> Fraction:

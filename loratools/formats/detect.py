@@ -138,24 +138,34 @@ class Sizes:
 
 def by_shapes(candidate: Candidate, weights: Mapping[Stem, WeightShape]) -> Sizes:
     """Compare the weight shapes that the factors imply with each variant's table."""
-    results: list[tuple[str, tuple[Stem, ...], int]] = []
-    compared = 0
+    results: list[tuple[str, tuple[Stem, ...], int, int]] = []
     for variant in candidate.architecture.variants:
         table = shapes(variant.shapes)
         misfits: list[Stem] = []
         compared = larger = 0
         for stem, place in candidate.places.items():
             expected = _expected(place, table.get(place.component, {}))
+            if expected is None and _belongs(candidate.architecture, place):  # but to other variants alone
+                compared += 1
+                misfits.append(stem)
+                continue
             if expected is None or stem not in weights:
                 continue
             compared += 1
             if not _agrees(weights[stem], expected):
                 misfits.append(stem)
                 larger += _exceeds(weights[stem], expected)
-        results.append((variant.name, tuple(misfits), larger))
-    fewest = min((len(misfits) for _, misfits, _ in results), default=0)
+        results.append((variant.name, tuple(misfits), larger, compared))
+    fewest = min(len(misfits) for _, misfits, _, _ in results)
     best = [row for row in results if len(row[1]) == fewest]
-    return Sizes(tuple(row[0] for row in best), best[0][1], compared, best[0][2]) if best else Sizes((), (), compared)
+    _, least, larger, compared = best[0]
+    return Sizes(tuple(row[0] for row in best), least, compared, larger)
+
+
+def _belongs(arch: Architecture, place: Place) -> bool:
+    """Whether pipelines have the weight; some, such as open_clip's last block in SD2, are in checkpoints only."""
+    canonical = arch.by_name[place.component].namings[0]
+    return all(canonical.at_canonical(path) for path in place.placement.paths)
 
 
 def _expected(place: Place, table: Mapping[str, tuple[int, ...]]) -> tuple[int, int] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
 from loratools.adapters.adapter import Adapter
@@ -27,17 +27,17 @@ def dialect_of(
     groups: Mapping[Stem, Group], places: Mapping[Stem, Place], adapters: Sequence[Adapter], opened: Opened
 ) -> Dialect:
     """The dialect of a file whose groups have their places."""
-    votes: dict[str, Counter[tuple[str, str, bool]]] = {}
-    suffixes: dict[str, dict[str, Counter[str]]] = {}
+    votes: defaultdict[str, Counter[tuple[str, str, bool]]] = defaultdict(Counter)
+    suffixes: defaultdict[str, defaultdict[str, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
     styles: Counter[tuple[str, str, str]] = Counter()
     for stem, place in places.items():
         flat = "." in place.placement.native and "." not in stem[1][len(place.prefix.text) :]
-        votes.setdefault(place.component, Counter())[place.prefix.text, place.naming, flat] += 1
+        votes[place.component][place.prefix.text, place.naming, flat] += 1
         for role, item in groups[stem].found.items():
             row = item.cut.row
             for canonical in canonical_roles(role):
                 name = f"{row.kind}.{canonical}" if row.kind else canonical
-                suffixes.setdefault(place.component, {}).setdefault(name, Counter())[item.cut.suffix] += 1
+                suffixes[place.component][name][item.cut.suffix] += 1
             if row.kind:
                 styles[place.prefix.style, row.family, place.naming] += 1
     spellings = {}

@@ -70,6 +70,7 @@ def uniform(members: list[Adapter], component: str) -> list[Adapter]:
         raise NotRepresentable(
             f"{component}: {len(with_magnitude)} of {len(members)} layers are DoRA; this format holds all or none",
             key=bare.origin.stem if bare.origin else None,
+            path=bare.origin.file if bare.origin else None,
             hint="the others need a magnitude, the row norms of base + delta, which this file does not hold",
         )
     if any("up_bias" in item.factors for item in members):

@@ -6,19 +6,23 @@ It holds the dialect, and only where the dialect alone would not give a key, a s
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from math import prod
 from typing import Any
 
 from loratools.adapters.adapter import Adapter, AdapterSet
+from loratools.adapters.unfold import unfolded
 from loratools.architectures.architecture import Architecture
 from loratools.errors import MalformedFile, UsageError
 from loratools.formats.alpha_tensor import Stored
 from loratools.formats.configs import DIFFUSERS_KEY, parse_json
 from loratools.formats.format import Format
 from loratools.formats.kohya import KOHYA
+from loratools.formats.record import damaged
 from loratools.formats.render import OutputFile, Rendered, render
-from loratools.formats.spell import Writer
+from loratools.formats.spell import Writer, dimensions_of
 from loratools.model import Spelling, Target
 from loratools.tensors.lazy import LazyTensor
 
@@ -28,7 +32,9 @@ _TUPLES = "|"
 
 @dataclass(frozen=True)
 class Original:
-    """What a file was before it was converted. `keys` and `shapes` are exceptions by the key that the dialect gives."""
+    """What a file was before it was converted. `keys` and `shapes` are exceptions by the key that the dialect gives;
+    `unfolded` are alpha and dtypes of layers that a fused spelling must bring to one scale, by target.
+    """
 
     format: str
     folder: bool
@@ -42,6 +48,7 @@ class Original:
     metadata: Mapping[str, str]
     configs: Mapping[str, Mapping[str, Any]]
     had_format: bool = False
+    unfolded: Mapping[str, list[Any]] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """The record as it stands in the metadata; empty exceptions are left out."""
@@ -57,7 +64,10 @@ class Original:
     def from_json(cls, raw: str, *, path: object) -> Original:
         """The record of a file; raises MalformedFile where somebody broke it."""
         fields = parse_json(raw, path=path, key=ORIGINAL_KEY)
+        wrong = damaged(fields)
         try:
+            if wrong is not None:
+                raise TypeError(wrong)  # noqa: TRY301 - one message for everything that is no record
             spellings = {name: Spelling(*item) for name, item in fields.pop("spellings").items()}
             empty: dict[str, Any] = {
                 "keys": {},
@@ -71,7 +81,7 @@ class Original:
             return cls(spellings=spellings, **{**empty, **fields})
         except (KeyError, TypeError, AttributeError) as error:
             raise MalformedFile(
-                "the record of the original spelling is damaged", path=path, key=ORIGINAL_KEY
+                f"the record of the original spelling is damaged ({error})", path=path, key=ORIGINAL_KEY
             ) from error
 
     @classmethod
@@ -93,19 +103,22 @@ def as_format(record: Original) -> Format:
     return Format(record.format, "as it was", (), alpha, KOHYA.kinds, lambda *_: None, folder=record.folder)
 
 
-def writers_of(record: Original, architecture: Architecture | None) -> dict[str, Writer]:
-    """component → Writer for the recorded spellings."""
+def writers_of(
+    record: Original, architecture: Architecture | None, *, known: tuple[Architecture, ...] = ()
+) -> dict[str, Writer]:
+    """component → Writer for the recorded spellings; 1×1 factors get the dimensions that the `known` tables state."""
     found = {}
     for name, spelling in record.spellings.items():
         component = architecture.by_name.get(name) if architecture else None
-        found[name] = Writer(spelling, component.naming(spelling.naming) if component else None, {})
+        naming = component.naming(spelling.naming) if component else None
+        found[name] = Writer(spelling, naming, dimensions_of(known, name))
     return found
 
 
 def target_of(record: Original, by_component: Mapping[str, Writer], component: str, path: str) -> Target:
     """The target that held a path: the dialect's, or the recorded exception."""
     exception = record.targets.get(f"{component}{_TUPLES}{path}")
-    if exception:
+    if exception and path in exception[0]:
         return Target(component, tuple(exception[0]), tuple(exception[1]))
     return by_component[component].target(component, path)
 
@@ -120,7 +133,8 @@ def describe(adapters: AdapterSet, architecture: Architecture | None, *, folder:
     bare = Original(
         dialect.format, folder, dialect.spellings, dialect.alpha, dialect.alpha_dtype, {}, {}, {}, {}, raw, configs
     )
-    by_component = writers_of(bare, architecture)
+    # What other formats would make of 1×1 factors, so that every other shape becomes an exception.
+    by_component = writers_of(bare, architecture, known=(architecture,) if architecture else ())
     keys: dict[str, str] = {}
     shapes: dict[str, list[int]] = {}
     alphas: dict[str, tuple[str, list[int]] | None] = {}
@@ -137,7 +151,31 @@ def describe(adapters: AdapterSet, architecture: Architecture | None, *, folder:
                 None if item.alpha.stored is None else (item.alpha.stored[0], list(item.alpha.stored[1]))
             )
     had_format = "format" in adapters.metadata
-    return replace(bare, had_format=had_format, keys=keys, shapes=shapes, alphas=alphas, targets=targets)
+    unequal = _unequal(adapters.adapters, architecture)
+    return replace(
+        bare, had_format=had_format, keys=keys, shapes=shapes, alphas=alphas, targets=targets, unfolded=unequal
+    )
+
+
+def _unequal(adapters: Sequence[Adapter], architecture: Architecture | None) -> dict[str, list[Any]]:
+    """What fusing changes for good: alpha and dtypes of the parts of a group whose scales or dtypes are not all one."""
+    if architecture is None:
+        return {}
+    groups: dict[tuple[str, str], list[Adapter]] = {}
+    for item in adapters:
+        for naming in architecture.by_name[item.target.component].namings:
+            if any(len(rule.canonical) > 1 for rule in naming.rules):
+                found = naming.at_canonical(item.target.paths[0])
+                if found and item.target.paths != found.paths:
+                    groups.setdefault((item.target.component, found.native), []).append(item)
+    record: dict[str, list[Any]] = {}
+    for members in groups.values():
+        dtypes = [{role: tensor.dtype for role, tensor in item.factors.items()} for item in members]
+        if all(item.scale.equals(members[0].scale) for item in members) and all(row == dtypes[0] for row in dtypes):
+            continue
+        for item, row in zip(members, dtypes, strict=True):
+            record[item.target.name] = [None if item.alpha.value is None else str(item.alpha.value), row]
+    return record
 
 
 def _exceptions(item: Adapter, writer: Writer, keys: dict[str, str], shapes: dict[str, list[int]]) -> None:
@@ -168,6 +206,10 @@ def restore(
     def silent(item: Adapter) -> bool:
         return record.alphas.get(item.target.name, 0 if record.alpha == "tensor" else None) is None
 
+    def finish(item: Adapter) -> Adapter:
+        found = record.unfolded.get(item.target.name)
+        return unfolded(item, None if found[0] is None else Fraction(found[0]), found[1]) if found else item
+
     rendered = render(
         adapters,
         as_format(record),
@@ -175,6 +217,7 @@ def restore(
         target_of=lambda component, path: target_of(record, by_component, component, path),
         stored_alpha=stored,
         silent_alpha=silent,
+        finish=finish,
         allow_lossy=allow_lossy,
     )
     dropped = (ORIGINAL_KEY, *(() if record.had_format else ("format",)))
@@ -183,6 +226,8 @@ def restore(
         tensors = {
             record.keys.get(key, key): _shaped(tensor, record.shapes.get(key)) for key, tensor in file.tensors.items()
         }
+        if len(tensors) < len(file.tensors):
+            raise MalformedFile("the record of the original spelling gives two tensors one key", key=ORIGINAL_KEY)
         metadata = {key: value for key, value in file.metadata.items() if key not in dropped} | dict(record.metadata)
         config = record.configs.get(file.name) or record.configs.get("") or file.config
         files.append(OutputFile(file.name, tensors, metadata, config if file.config is not None else None))
@@ -190,4 +235,4 @@ def restore(
 
 
 def _shaped(tensor: LazyTensor, shape: list[int] | None) -> LazyTensor:
-    return tensor.reshape(*shape) if shape is not None else tensor
+    return tensor.reshape(*shape) if shape is not None and prod(shape) == tensor.numel else tensor

@@ -14,7 +14,7 @@ from loratools.architectures.architecture import Architecture
 from loratools.errors import InternalError, NotRepresentable
 from loratools.formats import diffusers, peft
 from loratools.formats.alpha_tensor import Stored, alpha_tensor, is_plain
-from loratools.formats.configs import DIFFUSERS_KEY
+from loratools.formats.configs import DIFFUSERS_KEY, parse_json
 from loratools.formats.format import Format, Options
 from loratools.formats.limits import holdable, uniform
 from loratools.formats.spell import Writer, dimensions_of
@@ -78,16 +78,18 @@ def render(
     target_of: Callable[[str, str], Target] | None = None,
     stored_alpha: Callable[[Adapter], Stored | None] = lambda item: item.alpha.stored,
     silent_alpha: Callable[[Adapter], bool] = lambda _: False,
+    finish: Callable[[Adapter], Adapter] = lambda item: item,
     allow_lossy: bool = False,
 ) -> Rendered:
-    """Lay a set out in a format; nothing is computed. Raises NotRepresentable for what the format cannot hold."""
+    """Lay a set out in a format; nothing is computed but what regrouping needs, and what `finish` makes of each adapter
+    after it. Raises MalformedFile for a damaged record of groups, NotRepresentable for what the format cannot hold.
+    """
 
     def native(component: str, path: str) -> Target:
         return by_component[component].target(component, path)
 
-    recorded = json.loads(adapters.metadata[GROUPS_KEY]) if GROUPS_KEY in adapters.metadata else None
-    regrouped = regroup(adapters.adapters, target_of or native, recorded=recorded)
-    kept, lost = holdable(regrouped.adapters, form, allow_lossy=allow_lossy)
+    regrouped = regroup(adapters.adapters, target_of or native, recorded=_recorded(adapters))
+    kept, lost = holdable([finish(item) for item in regrouped.adapters], form, allow_lossy=allow_lossy)
     tensors: dict[str, dict[str, LazyTensor]] = {}
     placed: list[Adapter] = []
     targets: dict[str, str] = {}
@@ -111,6 +113,13 @@ def render(
     metadata = _metadata(adapters, regrouped)
     files = _files(form, by_component, tensors, placed, metadata)
     return Rendered(files, regrouped.steps, (*lost, *extras), tuple(placed), targets)
+
+
+def _recorded(adapters: AdapterSet) -> Mapping[str, Any] | None:
+    """The blocks that an earlier conversion fused, or None."""
+    raw = adapters.metadata.get(GROUPS_KEY)
+    origin = next((item.origin for item in adapters.adapters if item.origin), None)
+    return None if raw is None else parse_json(raw, path=origin.file if origin else None, key=GROUPS_KEY)
 
 
 def _by_component(adapters: Sequence[Adapter]) -> dict[str, list[Adapter]]:

@@ -21,6 +21,7 @@ from loratools.errors import (
     UsageError,
     nearest,
 )
+from loratools.formats.configs import DIFFUSERS_KEY
 from loratools.formats.format import ClipPrefix, Options
 from loratools.formats.opening import CONFIG, Reference
 from loratools.formats.original import ORIGINAL_KEY, Original, describe, restore
@@ -170,8 +171,12 @@ class Pending:
         """
         moved = not self.arithmetic and all(step.what in ("untouched", "slice") for step in self.rendered.steps)
         rounded = any(item.alpha.rank_stabilized for item in self.adapters)
+        # An original configuration returns word for word: its alpha may be what the source had to round.
+        restated = self.parameters["to"] == ORIGINAL and any(
+            file.config is not None or DIFFUSERS_KEY in file.metadata for file in self.rendered.files
+        )
         named = any(key in file.metadata for file in self.rendered.files for key in HASH_KEYS)
-        return named or rounded or not moved
+        return named or rounded or restated or not moved
 
     def _result(
         self, path: Path, size: int, payload: str | None, proof: ProofReport | None, *, skipped: bool = False

@@ -190,7 +190,7 @@ def _other(opened: Opened) -> Inspection:
 
 
 def _unplaced(opened: Opened, error: ArchitectureMismatch | IncompleteAdapter) -> Inspection:
-    """The document of an adapter whose layers could not be placed: of an unknown architecture, or with factors amiss."""
+    """The document of an adapter whose layers have no place: of an unknown architecture, or with factors amiss."""
     document = {**_other(opened).document, "role": "adapter", "evidence": [error.message]}
     keys = sorted(_shapes(opened.parts))
     document["unknown_keys"] = [{"key": key, "class": "unknown"} for key in keys]

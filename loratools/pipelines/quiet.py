@@ -9,35 +9,28 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Within the block diffusers, transformers, peft and huggingface_hub print errors alone; then all is as it was.
+    """Within the block diffusers and transformers (and, through it, the Hub's client) print errors alone.
 
-    Our own messages and every exception pass. The settings are the process's: not for several threads at once.
+    Our own messages and every exception pass; afterwards all is as it was. The settings are the process's: not for
+    several threads at once.
     """
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
     from transformers.utils import logging as transformers
 
-    level, bars = transformers.get_verbosity(), transformers.is_progress_bar_enabled()
+    level = transformers.get_verbosity()
     transformers.set_verbosity_error()  # before diffusers is imported, which makes transformers warn
     from diffusers.utils import logging as diffusers
 
-    diffusers_level, diffusers_bars = diffusers.get_verbosity(), diffusers.is_progress_bar_enabled()
-    hub_bars = not are_progress_bars_disabled()
+    before = [(transformers, level), (diffusers, diffusers.get_verbosity())]
+    bars = [library for library, _ in before if library.is_progress_bar_enabled()]
     try:
         diffusers.set_verbosity_error()
-        diffusers.disable_progress_bar()
-        transformers.disable_progress_bar()
-        disable_progress_bars()
+        for library in bars:
+            library.disable_progress_bar()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        transformers.set_verbosity(level)
-        diffusers.set_verbosity(diffusers_level)
-        for was_on, enable in (
-            (bars, transformers.enable_progress_bar),
-            (diffusers_bars, diffusers.enable_progress_bar),
-        ):
-            if was_on:
-                enable()
-        if hub_bars:
-            enable_progress_bars()
+        for library, verbosity in before:
+            library.set_verbosity(verbosity)
+        for library in bars:
+            library.enable_progress_bar()

@@ -87,3 +87,25 @@ def test_bfl_flux_is_what_diffusers_makes_of_it(variant):
             expected_biases[key.removesuffix("weight") + "bias"] = value[:, 0]
     converted = convert_flux_transformer_checkpoint_to_diffusers(native)
     assert same(converted, expected | expected_biases)
+
+
+@pytest.mark.parametrize("variant", ["stable-cascade", "stable-cascade-lite"])
+def test_original_stage_c_is_what_diffusers_makes_of_it(variant):
+    from diffusers.loaders.single_file_utils import convert_stable_cascade_unet_single_file_to_diffusers
+
+    known = architecture("stable-cascade").by_name["prior"]
+    native, expected = checkpoint(known.naming("original"), shapes(variant)["prior"])
+    bare = {placement.weight_key for placement in known.namings[0].placements() if not placement.joint}
+    expected = {name.removesuffix(".weight") if name[:-7] in bare else name: row for name, row in expected.items()}
+    biases = {key[:-6] + "bias": value[:, 0] for key, value in native.items() if key.endswith("weight")}
+    expected |= {key[:-6] + "bias": value[:, 0] for key, value in expected.items() if key.endswith("weight")}
+    assert same(convert_stable_cascade_unet_single_file_to_diffusers(native | biases), expected)
+
+
+@pytest.mark.parametrize("variant", ["animatediff-v1", "animatediff-v2", "animatediff-sdxl"])
+def test_original_motion_modules_are_what_diffusers_makes_of_them(variant):
+    from diffusers.loaders.single_file_utils import convert_animatediff_checkpoint_to_diffusers
+
+    naming = architecture("animatediff").by_name["unet"].naming("original")
+    native, expected = checkpoint(naming, shapes(variant)["unet"])
+    assert same(convert_animatediff_checkpoint_to_diffusers(native), expected)

@@ -36,8 +36,13 @@ def checkpoint_only(known, component, path):
     return path.startswith(CHECKPOINT_ONLY.get((known.id, component.name), ("\0",)))
 
 
+def table_of(variant, component):
+    """The shapes of a component; empty for a variant that does not have it (Kandinsky's prior has no decoder)."""
+    return shapes(variant.shapes).get(component.name, {})
+
+
 def table_paths(known, component):
-    return set().union(*(shapes(variant.shapes)[component.name] for variant in known.variants))
+    return set().union(*(table_of(variant, component) for variant in known.variants))
 
 
 @pytest.mark.parametrize(("known", "component", "naming"), NAMINGS)
@@ -73,7 +78,7 @@ def test_canonical_then_native_then_canonical_is_identity(known, component, nami
 @pytest.mark.parametrize(("known", "component"), COMPONENTS)
 def test_first_naming_is_canonical(known, component):
     for placement in component.namings[0].placements():
-        assert placement == Placement(placement.native, (placement.native,), (1,), "rows")
+        assert placement == Placement(placement.native, (placement.native,), (1,), "rows", placement.joint)
 
 
 @pytest.mark.parametrize(("known", "component", "naming"), NAMINGS)
@@ -122,18 +127,21 @@ def test_canonical_paths_are_the_weights_of_the_real_class(known, component):
 def test_canonical_paths_are_modules_of_the_real_class(known, component):
     import torch
 
-    build, config = make_shapes.TABLES[known.variants[0].shapes][component.name]
+    table = next(variant.shapes for variant in known.variants if table_of(variant, component))
+    build, config = make_shapes.TABLES[table][component.name]
     with torch.device("meta"):
         model = build(config)
     level = "" if hasattr(model, "text_model") or build is not make_shapes.clip else "text_model."
-    for path in shapes(known.variants[0].shapes)[component.name]:
-        assert isinstance(model.get_submodule(path.removeprefix(level)).weight, torch.nn.Parameter)
+    for path in shapes(table)[component.name]:
+        placement = component.namings[0].at_canonical(path)
+        owner = model.get_submodule(path.removeprefix(level)).weight if placement.joint else model.get_parameter(path)
+        assert isinstance(owner, torch.nn.Parameter)
 
 
 @pytest.mark.parametrize(("known", "component", "naming"), NAMINGS)
 def test_ratios_are_those_of_the_real_shapes(known, component, naming):
     for variant in known.variants:
-        table = shapes(variant.shapes)[component.name]
+        table = table_of(variant, component)
         for placement in naming.placements():
             parts = [table[path] for path in placement.paths if path in table]
             assert len(placement.ratio) == len(placement.paths)
@@ -146,7 +154,7 @@ def test_ratios_are_those_of_the_real_shapes(known, component, naming):
 @pytest.mark.parametrize(("known", "component", "naming"), NAMINGS)
 def test_layouts_fit_the_real_shapes(known, component, naming):
     for variant in known.variants:
-        table = shapes(variant.shapes)[component.name]
+        table = table_of(variant, component)
         for placement in naming.placements():
             shape = table.get(placement.paths[0])
             if placement.layout == "swap_halves":
@@ -204,6 +212,14 @@ def test_holes_are_bounded_and_agree():
     assert template.fill({"i": 1}) == "a.1.b.1.2"
 
 
+def test_strided_holes_take_every_nth_number_and_no_other():
+    template = Template.parse("a.{i<3*4+1}.b")
+    assert [number for number in range(20) if template.holes((number,)) is not None] == [1, 5, 9]
+    assert [template.fill(values) for values in template.expand()] == ["a.1.b", "a.5.b", "a.9.b"]
+    for values in template.expand():
+        assert template.holes(skeleton(template.fill(values))[1]) == values
+
+
 SINGLE = "single_transformer_blocks.37."
 
 
@@ -220,11 +236,52 @@ SINGLE = "single_transformer_blocks.37."
             "flux1", "transformer", "bfl", "single_blocks.37.linear1",
             tuple(f"{SINGLE}{part}" for part in ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")),
         ),
+        (
+            "stable-cascade", "prior", "original", "up_blocks.0.71.attention.attn.in_proj",
+            tuple(f"up_blocks.0.71.attention.{part}" for part in ("to_q", "to_k", "to_v")),
+        ),
+        (
+            "stable-cascade", "prior", "comfy", "down_blocks_0_11_attention_attn_to_q",
+            ("down_blocks.0.11.attention.to_q",),
+        ),
+        (
+            "animatediff", "unet", "original",
+            "up_blocks.3.motion_modules.2.temporal_transformer.transformer_blocks.0.attention_blocks.1.to_out.0",
+            ("up_blocks.3.motion_modules.2.transformer_blocks.0.attn2.to_out.0",),
+        ),
     ],
 )  # fmt: skip
 def test_known_places(name, component, naming, native, paths):
     placement = architecture(name).by_name[component].naming(naming).at_native(*skeleton(native))
     assert placement.paths == paths
+
+
+@pytest.mark.parametrize(
+    ("name", "component", "path"),
+    [
+        ("wuerstchen", "prior", "blocks.3.attention.to_q"),
+        ("wuerstchen", "prior", "blocks.98.attention.to_q"),
+        ("stable-cascade", "prior", "down_blocks.0.26.attention.to_q"),
+        ("stable-cascade", "prior", "down_blocks.1.3.mapper"),
+        ("kandinsky2.2", "unet", "down_blocks.0.attentions.0.to_q"),
+        ("kandinsky2.2", "unet", "up_blocks.3.attentions.0.to_q"),
+        ("kandinsky2.2", "unet", "down_blocks.1.resnets.1.conv_shortcut"),
+    ],
+)
+def test_places_that_are_not_there(name, component, path):
+    for naming in architecture(name).by_name[component].namings:
+        assert naming.at_native(*skeleton(path)) is None
+        assert naming.at_canonical(path) is None
+
+
+def test_motion_modules_are_those_of_the_motion_unet():
+    import torch
+    from diffusers import UNetMotionModel
+
+    with torch.device("meta"):
+        model = UNetMotionModel(use_motion_mid_block=True)
+    found = {path: shape for path, shape in make_shapes.weights(model).items() if ".motion_modules." in path}
+    assert {path: tuple(shape) for path, shape in found.items()} == shapes("animatediff-v2")["unet"]
 
 
 def test_keys_of_bare_and_odd_parameters():
@@ -241,3 +298,12 @@ def test_keys_of_bare_and_odd_parameters():
     )
     projection = clip.naming("open_clip").at_canonical("text_projection")
     assert (projection.weight_key, projection.bias_key, projection.layout) == ("text_projection", None, "transpose")
+    stage_c = architecture("stable-cascade").by_name["prior"]
+    for naming in stage_c.namings:
+        gamma = naming.at_canonical("down_blocks.0.0.channelwise.2.gamma")
+        assert (gamma.weight_key, gamma.bias_key) == ("down_blocks.0.0.channelwise.2.gamma", None)
+    fused = stage_c.naming("original").at_canonical("down_blocks.0.2.attention.to_k")
+    assert (fused.weight_key, fused.bias_key) == (
+        "down_blocks.0.2.attention.attn.in_proj_weight",
+        "down_blocks.0.2.attention.attn.in_proj_bias",
+    )

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from loratools.architectures.architecture import shapes
-from loratools.architectures.registry import ARCHITECTURES
+from loratools.architectures.registry import ARCHITECTURES, architecture
 from loratools.bases.companions import companion
 from loratools.bases.identify import identify
 from loratools.bases.matching import native_shape
@@ -30,7 +30,10 @@ SPELLINGS = [
     for variant in known.variants
     for component in known.components
     for naming in component.namings
+    if component.name in shapes(variant.shapes)
 ]
+# Those that are published as one file with everything in it.
+SINGLE_FILES = [known for known in ARCHITECTURES if all(component.checkpoint for component in known.components)]
 
 
 def spelt(component, naming, table, prefix=""):
@@ -62,7 +65,7 @@ def test_a_component_alone_is_a_base_of_its_architecture(known, variant, compone
         assert (found.candidates, found.variants) == ((known.id,), (variant.name,))
 
 
-@pytest.mark.parametrize("known", ARCHITECTURES, ids=lambda known: known.id)
+@pytest.mark.parametrize("known", SINGLE_FILES, ids=lambda known: known.id)
 def test_a_single_file_has_every_component_under_its_prefix(known):
     variant = known.variants[0]
     sizes, prefixes = {}, {}
@@ -87,7 +90,7 @@ def test_a_model_of_unknown_sizes_keeps_its_names(known):
 
 
 def test_one_strange_key_is_named_and_changes_nothing():
-    known = ARCHITECTURES[1]
+    known = architecture("sd1")
     sizes = spelt(known.denoiser, known.denoiser.namings[0], shapes("sd1")["unet"])
     found = identify({**sizes, "mid_block.attentions.0.stranger.weight": (4, 4)})
     assert found.candidates == ("sd1",)
@@ -95,11 +98,28 @@ def test_one_strange_key_is_named_and_changes_nothing():
 
 
 def test_one_strange_shape_is_named_and_changes_nothing():
-    known = ARCHITECTURES[1]
+    known = architecture("sd1")
     sizes = spelt(known.denoiser, known.denoiser.namings[0], shapes("sd1")["unet"])
     found = identify({**sizes, "conv_in.weight": (320, 12, 3, 3)})
     assert found.candidates == ("sd1",)
     assert found.misfits == ("conv_in.weight",)
+
+
+@pytest.mark.parametrize(("variant", "component"), [("decoder", "unet"), ("prior", "prior")])
+def test_a_component_of_one_variant_settles_it(variant, component):
+    known = architecture("kandinsky2.2")
+    table = shapes(f"kandinsky22-{variant}")[component]
+    found = identify(spelt(known.by_name[component], known.by_name[component].namings[0], table))
+    assert (found.candidates, found.variants, set(found.components)) == (("kandinsky2.2",), (variant,), {component})
+
+
+@pytest.mark.parametrize("naming", ["diffusers", "original"])
+def test_positions_of_motion_modules_are_no_weights(naming):
+    known = architecture("animatediff")
+    sizes = spelt(known.denoiser, known.denoiser.naming(naming), shapes("animatediff-v2")["unet"])
+    word = "pos_embed" if naming == "diffusers" else "attention_blocks.0.pos_encoder"
+    found = identify({**sizes, f"mid_block.motion_modules.0.transformer_blocks.0.{word}.pe": (1, 32, 1280)})
+    assert (found.candidates, found.variants, found.unmatched) == (("animatediff",), ("v2",), ())
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,11 @@ def test_0_when_an_adapter_is_compared_with_itself(run, sd1):
         (["inspect"], "--help"),
         (["compare", "--tolerance", "much", "a", "b"], "--help"),
         ([], "--help"),
+        (["convert", "x", "y"], "diffusers"),
+        (["convert", "x", "--to", "kohya"], "--help"),
+        (["convert", "x", "y", "--to", "kohya", "--dtype", "flaot16"], "float16"),
+        (["convert", "x", "y", "--to", "kohya", "--components", ""], "unet"),
+        (["convert", "", "y", "--to", "kohya"], "--help"),
     ],
 )
 def test_2_for_usage_with_a_hint(run, arguments, hint):
@@ -135,6 +140,33 @@ def test_4_when_the_named_architecture_does_not_fit(run, peft_folder, tmp_path):
         run("convert", "--json", peft_folder, out, "--to", "diffusers", "--arch", "flux1"), 4, "architecture-mismatch"
     )
     assert not out.exists()
+
+
+@pytest.mark.parametrize("arch", ["flux1", "sdxl", "sd2"])
+def test_4_when_only_a_part_or_none_of_it_is_of_the_named_architecture(run, sd1, tmp_path, arch):
+    out = tmp_path / "o.safetensors"
+    done = run("convert", "--json", sd1, out, "--to", "diffusers", "--arch", arch)
+    assert "sd1" in refused(done, 4, "architecture-mismatch")["message"]
+    assert not out.exists()
+
+
+def test_7_for_nan_in_what_is_computed_and_0_where_it_is_allowed_or_copied(run, tmp_path):
+
+    from tests.files import SD1_KOHYA, kohya_tensors, save
+
+    tensors = kohya_tensors(SD1_KOHYA)
+    key = next(key for key in tensors if key.endswith("lora_up.weight"))
+    tensors[key].view(-1)[5] = float("nan")
+    path, out = save(tensors, tmp_path / "in.safetensors"), tmp_path / "out.safetensors"
+    cast = ["convert", "--json", path, out, "--to", "diffusers", "--dtype", "bf16"]
+    document = refused(run(*cast), 7, "non-finite")
+    assert document["key"] == key
+    assert "--allow-nonfinite" in document["hint"]
+    assert not out.exists()
+    allowed = run(*cast, "--allow-nonfinite")
+    assert allowed.returncode == 0
+    assert "NaN" in json.loads(allowed.stdout)["warnings"][0]
+    assert run("convert", path, out, "--to", "diffusers", "--overwrite").returncode == 0
 
 
 def test_4_for_a_base_where_an_adapter_is_needed(run, tmp_path):

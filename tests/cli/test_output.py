@@ -190,6 +190,39 @@ def test_a_plan_writes_nothing(run, sd1, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_plan_tells_the_free_disk_and_refuses_where_the_work_would(run, sd1, tmp_path):
+    done = run("convert", "--json", sd1, tmp_path / "o.safetensors", "--to", "diffusers", "--dry-run")
+    assert json.loads(done.stdout)["free_disk"] > 0
+    assert "free disk" in run("convert", sd1, tmp_path / "o.safetensors", "--to", "diffusers", "--dry-run").stdout
+    for out in (sd1, tmp_path, tmp_path / "no" / "o.safetensors", tmp_path / "o.ckpt"):
+        assert run("convert", sd1, out, "--to", "diffusers", "--dry-run", "--overwrite").returncode == 2, out
+    assert run("convert", sd1, "--to", "diffusers", "--dry-run").returncode == 0
+
+
+@pytest.mark.parametrize("spelt", ["F16", "f16", "fp16", "Half", "float16"])
+def test_a_dtype_is_known_by_all_its_names(run, sd1, spelt):
+    assert run("convert", sd1, "--to", "kohya", "--dtype", spelt, "--dry-run").returncode == 0
+
+
+def test_pages_and_errors_of_several_files_come_in_their_order(run, sd1, sdxl, tmp_path):
+    done = run("inspect", sdxl, tmp_path / "none.safetensors", sd1, stderr=subprocess.STDOUT)
+    at = [done.stdout.index(str(path)) for path in (sdxl, tmp_path / "none.safetensors", sd1)]
+    assert at == sorted(at)
+
+
+def test_the_demo_says_its_own_words_alone(run):
+    done = run("demo")
+    assert done.returncode == 0, done.stderr
+    for line in done.stderr.splitlines():
+        assert line.startswith(("making", "converting")), line
+
+
+def test_the_demo_keeps_to_a_folder_of_its_own(run, tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    assert run("demo", "--keep", tmp_path).returncode == 2
+    assert [item.name for item in tmp_path.iterdir()] == ["mine.txt"]
+
+
 def test_the_words_of_kohya_mean_the_same(run, sd1, tmp_path):
     ours, kohya = tmp_path / "ours.safetensors", tmp_path / "kohya.safetensors"
     first = run("convert", sd1, ours, "--to", "diffusers", "--dtype", "bfloat16")

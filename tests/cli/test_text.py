@@ -5,6 +5,7 @@ import io
 import pytest
 
 from loratools.cli import progress as module
+from loratools.cli import render
 from loratools.cli.progress import Progress
 from loratools.cli.render import Page, typeset
 from loratools.cli.text import human_bytes, visible
@@ -68,7 +69,8 @@ def work(clock, monkeypatch, stream, seconds, quiet=False):
 
 def test_a_pipe_gets_a_line_every_tenth(clock, monkeypatch):
     lines = work(clock, monkeypatch, io.StringIO(), seconds=100).splitlines()
-    assert [line.split(" ")[1] for line in lines] == [f"{tenth}0" for tenth in range(1, 11)]
+    assert [line.split(" ")[1] for line in lines[:-1]] == [f"{tenth}0" for tenth in range(1, 10)]
+    assert lines[-1] == "convert: 100.0 MB written, 1.0 MB/s; now proving"
     assert lines[4] == "convert: 50 %, 50.0 MB of 100.0 MB, 1.0 MB/s, 50 s left"
 
 
@@ -80,6 +82,25 @@ def test_a_terminal_gets_one_living_line_that_is_wiped_at_the_end(clock, monkeyp
     assert "50 s left" in text
     assert text.endswith("\r")
     assert text.split("\r")[-2].strip() == ""
+
+
+def test_the_living_line_never_folds(clock, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "30")
+    text = work(clock, monkeypatch, Terminal(), seconds=100)
+    assert max(len(line) for line in text.split("\r")) == 29
+
+
+@pytest.mark.parametrize("width", [20, 40])
+def test_a_table_that_a_narrow_terminal_would_cut_words_of_is_stacked(monkeypatch, width):
+    monkeypatch.setattr(render.sys, "stdout", Terminal())
+    monkeypatch.setenv("COLUMNS", str(width))
+    page = Page()
+    page.table(("format", ">readers"), [("diffusers-like-name", "somebody-or-other-reads-it")])
+    lines = typeset(page, styled=False).splitlines()
+    assert lines[0] == "diffusers-like-name"
+    assert "".join(line.strip() for line in lines[1:]).replace(" ", "") == "readers:somebody-or-other-reads-it"
+    assert max(map(len, lines)) <= width
 
 
 @pytest.mark.parametrize(("seconds", "quiet"), [(0.9, False), (100, True)])

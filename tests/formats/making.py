@@ -1,4 +1,4 @@
-"""Adapter files written straight from the architecture tables, by code that shares nothing with the library's writers."""
+"""Adapter files written straight from the architecture tables, by code that shares nothing with our writers."""
 
 import json
 from dataclasses import dataclass, field
@@ -146,7 +146,7 @@ def low_rank(shape, rank, draw):
     return {"down": draw(rank, columns, *kernel), "up": draw(rows, rank, *[1] * len(kernel))}
 
 
-def kind_factors(kind, shape, draw):
+def kind_factors(kind, shape, draw):  # noqa: C901 - a table of cases
     """suffix → tensor of one layer, as LyCORIS 4 and sd-scripts name and shape them; None where a kind has no such."""
     rows, columns, *kernel = shape
     ones, rank = [1] * len(kernel), 2

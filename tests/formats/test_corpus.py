@@ -5,6 +5,7 @@ import json
 import os
 import struct
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -82,8 +83,9 @@ def test_an_adapter_of_a_known_architecture_is_read_whole(name):
     adapters = reading.adapters
     assert reading.unknown == ()
     assert adapters.dialect.format in truth["format"]
-    assert sorted({word for item in adapters.adapters for word in kind_of(item.kind).kinds(item.factors)}) == (
-        truth["kinds"]
+    assert (
+        sorted({word for item in adapters.adapters for word in kind_of(item.kind).kinds(item.factors)})
+        == (truth["kinds"])
     )
     assert truth["architecture"] in adapters.architectures
     outside = {found for found in adapters.architectures if not in_family(found, truth)}
@@ -136,12 +138,23 @@ def test_a_stranger_is_described_and_never_taken_for_another(name, tmp_path):
         assert all(in_family(candidate, truth) or candidate == "llm" for candidate in found["candidates"])
 
 
-@pytest.mark.parametrize("name", [name for name in sorted(EXPECTED) if EXPECTED[name].get("architecture") not in REGISTERED])
+@contextmanager
+def suppress_ours():
+    """The LoratoolsError of the block, in a list, if there was one."""
+    found = []
+    try:
+        yield found
+    except LoratoolsError as error:
+        found.append(error)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in sorted(EXPECTED) if EXPECTED[name].get("architecture") not in REGISTERED]
+)
 def test_a_conversion_of_a_stranger_is_planned_or_refused_in_our_own_words(name, tmp_path):
     path = sparse(name, tmp_path / "stranger.safetensors")
-    for to in FORMAT_IDS:
-        try:
-            convert(path, to=to)
-        except LoratoolsError as error:
-            assert error.exit_code in (3, 4)
-            assert error.path == str(path)
+    with suppress_ours() as refusal:
+        convert(path, to="kohya")
+    if refusal:
+        assert refusal[0].exit_code in (3, 4)
+        assert refusal[0].path == str(path)

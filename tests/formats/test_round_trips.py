@@ -66,8 +66,8 @@ def dotted(component, native):
 
 # name → (stem of a component's layer, suffixes, whether alpha tensors stand beside, components it can speak of)
 DIALECTS = {
-    "kohya": (lambda arch: flat(arch), KOHYA, True, None),
-    "flat-peft": (lambda arch: flat(arch), PEFT, True, None),
+    "kohya": (flat, KOHYA, True, None),
+    "flat-peft": (flat, PEFT, True, None),
     "hybrid": (lambda arch: lambda part, name: f"{WORDS[arch][part]}.{name}", PEFT, False, None),
     "half-flat": (
         lambda arch: lambda part, name: f"{WORDS[arch][part]}_{name.replace('.', '_', 2)}",
@@ -82,10 +82,10 @@ DIALECTS = {
     "onetrainer": (lambda _: dotted, KOHYA, True, None),
     "old": (lambda _: dotted, OLD, False, None),
     "peft-wrapped": (lambda _: lambda part, name: f"{part}.base_model.model.{name}", PEFT, False, None),
-    "peft-bare": (lambda _: lambda part, name: f"base_model.model.{name}", PEFT, False, 1),
-    "comfy": (lambda _: lambda part, name: f"diffusion_model.{name}", PEFT, True, 1),
-    "lycoris": (lambda _: lambda part, name: f"lycoris_{name.replace('.', '_')}", KOHYA, True, 1),
-    "bare": (lambda _: lambda part, name: name, PEFT, False, 1),
+    "peft-bare": (lambda _: lambda _part, name: f"base_model.model.{name}", PEFT, False, 1),
+    "comfy": (lambda _: lambda _part, name: f"diffusion_model.{name}", PEFT, True, 1),
+    "lycoris": (lambda _: lambda _part, name: f"lycoris_{name.replace('.', '_')}", KOHYA, True, 1),
+    "bare": (lambda _: lambda _part, name: name, PEFT, False, 1),
 }
 
 
@@ -97,7 +97,9 @@ def test_every_dialect_comes_back_from_every_format(arch, naming, dialect, tmp_p
     source = write(
         pairs(known, stem(arch), suffixes, with_alpha=with_alpha), tmp_path / "in.safetensors", {"note": "ours"}
     )
-    for to in TARGETS:
+    # Every target from the one that fuses, one of the three from each other: prefixes and suffixes do not know them.
+    turn = (SPELLINGS.index((arch, naming)) + list(DIALECTS).index(dialect)) % len(TARGETS)
+    for to in TARGETS if naming == "bfl" else TARGETS[turn : turn + 1]:
         back = assert_round_trip(source, [to], tmp_path / to, arch=arch)
         assert loratools.inspect(back).document["metadata"]["note"] == "ours"
 
@@ -110,8 +112,8 @@ def test_every_kind_comes_back_from_every_format_that_holds_it(arch, kind, tmp_p
     for component, native, shape in layers(arch, naming):
         for suffix, tensor in (kind_factors(kind, shape, draw) or {}).items():
             tensors[kohya_stem(arch, component, native) + suffix] = tensor
-    if not tensors:
-        pytest.skip("no layer of the sample is small enough for a full difference")
+    if not tensors or (kind == "tucker" and not any(".lora_mid" in key for key in tensors)):
+        pytest.skip("this model has no layer for the kind: no convolution, or none small enough for a full difference")
     source = write(tensors, tmp_path / "in.safetensors")
     assert_round_trip(source, ["kohya"], tmp_path / "kohya", arch=arch)
     for to in ("diffusers", "peft"):
@@ -147,7 +149,9 @@ def test_chains_lose_nothing(arch, chain, tmp_path):
 @pytest.mark.parametrize("to", TARGETS)
 def test_a_file_with_sgm_and_diffusers_names_comes_back(to, tmp_path):
     sgm = layers("sdxl", "ldm", chosen={"unet": ("input_blocks.4.1.proj_in", "middle_block.1.proj_out")})
-    ours = layers("sdxl", "diffusers", chosen={"unet": ("up_blocks.0.attentions.0.proj_in", "down_blocks.0.resnets.1.conv2")})
+    ours = layers(
+        "sdxl", "diffusers", chosen={"unet": ("up_blocks.0.attentions.0.proj_in", "down_blocks.0.resnets.1.conv2")}
+    )
     tensors = pairs(sgm, flat("sdxl"), KOHYA) | pairs(ours, flat("sdxl"), KOHYA, seed=1)
     assert_round_trip(write(tensors, tmp_path / "in.safetensors"), [to], tmp_path)
 
@@ -180,8 +184,10 @@ def test_sd2_files_with_1x1_factors_on_linear_layers_come_back(to, tmp_path):
     source = write(tensors, tmp_path / "in.safetensors")
     assert any(tensor.ndim == 4 for key, tensor in tensors.items() if "proj_in" in key)
     assert_round_trip(source, [to], tmp_path)
-    there = read(place(tmp_path, "step0", to))
-    assert all(tensor.ndim == 2 for key, tensor in there.items() if "proj_in" in key and tensor.ndim and "lora_" in key.split(".")[-2])
+    if to != "kohya":  # whose readers take either
+        there = {key: tensor for key, tensor in read(place(tmp_path, "step0", to)).items() if "proj_in.lora_" in key}
+        assert there
+        assert all(tensor.ndim == 2 for tensor in there.values())
 
 
 PARTS = {
@@ -196,16 +202,17 @@ PARTS = {
 @pytest.mark.parametrize("equal", [True, False], ids=["equal", "unequal"])
 def test_flux_parts_come_back_from_fused_layers(group, missing, equal, tmp_path):
     kept = PARTS[group][missing:]
-    found = layers("flux1", "diffusers", chosen={"transformer": kept + ["proj_out"]})
+    found = layers("flux1", "diffusers", chosen={"transformer": [*kept, "proj_out"]})
     ranks = (2,) if equal else (2, 3, 1)
     tensors = pairs(found, dotted, PEFT, ranks=ranks, with_alpha=not equal)
     source = write(tensors, tmp_path / "in.safetensors", {"from": "elsewhere"})
-    assert_round_trip(source, ["kohya"], tmp_path)
-    assert_round_trip(source, ["kohya", "peft", "kohya"], tmp_path / "longer")
+    assert_round_trip(source, ["kohya"] if missing else ["kohya", "peft", "kohya"], tmp_path)
 
 
 def test_untrained_flux_parts_come_back(tmp_path):
-    tensors = pairs(layers("flux1", "diffusers", chosen={"transformer": PARTS["single"]}), dotted, PEFT, with_alpha=False)
+    tensors = pairs(
+        layers("flux1", "diffusers", chosen={"transformer": PARTS["single"]}), dotted, PEFT, with_alpha=False
+    )
     for key in [key for key in tensors if "to_k.lora_B" in key or "proj_mlp.lora_B" in key]:
         tensors[key] = torch.zeros_like(tensors[key])
     assert_round_trip(write(tensors, tmp_path / "in.safetensors"), ["kohya"], tmp_path)
@@ -238,7 +245,7 @@ def test_peft_folders_come_back_with_their_configurations(to, several, tmp_path)
     for component in ("unet", "text_encoder") if several else ("unet",):
         tensors = pairs(
             layers("sd1", "diffusers", only=[component]),
-            lambda part, name: f"base_model.model.{name}",
+            lambda _, name: f"base_model.model.{name}",
             PEFT,
             with_alpha=False,
         )
