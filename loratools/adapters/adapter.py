@@ -60,13 +60,13 @@ class Adapter:
 @dataclass(frozen=True, slots=True)
 class AdapterSet:
     """A whole adapter file. `architectures` lists every id that fits, likeliest first; `extras` are recognised tensors
-    that are no adapters (by key, as found); `configs` are PEFT configurations by component.
+    that are no adapters, by component and key as found; `configs` are PEFT configurations by component.
     """
 
     architectures: tuple[str, ...]
     dialect: Dialect
     adapters: tuple[Adapter, ...]
-    extras: Mapping[str, LazyTensor] = field(default_factory=dict)
+    extras: Mapping[str, Mapping[str, LazyTensor]] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
     configs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 

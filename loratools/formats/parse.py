@@ -83,14 +83,14 @@ def parse(opened: Opened, *, arch: str | None = None) -> Reading:
         bound, warnings = _bind(groups, kinds, factors, places, settings)
         ids = tuple(item.architecture.id for item in found) if candidate else (GENERIC,)
         dialect = dialect_of(groups, places, bound, opened)
-        extras = _extras(rest)
+        extras = _extras(rest, bound[0].target.component if bound else "")
         return AdapterSet(ids, dialect, bound, extras, metadata, settings.components()), warnings
 
     first = found[0].architecture.id if found else GENERIC
     adapters, warnings = bind(first)
     placed = found[0].places if found else generic(list(groups))
     missed = [stem for stem in groups if stem not in placed]
-    unknown = _unknown(groups, missed, [key for _, key in rest if key not in adapters.extras])
+    unknown = _unknown(groups, missed, [key for _, key in rest if not _is_saved_whole(key)])
     chosen = settled(found, metadata, arch)
     if not found:
         types = model_types([item.target.paths[0] for item in adapters.adapters])
@@ -214,9 +214,18 @@ def _names(placement: Placement) -> list[str]:
     return list(dict.fromkeys(spelt for name in names for spelt in (name, name.removeprefix("text_model."))))
 
 
-def _extras(rest: Sequence[tuple[Part, str]]) -> dict[str, LazyTensor]:
-    """Tensors that are recognised but are no adapters: the modules that PEFT saves whole."""
-    return {key: part.source[key] for part, key in rest if key.startswith(PEFT) and key.endswith((".weight", ".bias"))}
+def _extras(rest: Sequence[tuple[Part, str]], component: str) -> dict[str, dict[str, LazyTensor]]:
+    """component → key → tensor of the modules that PEFT saves whole; `component` is that of a file that names none."""
+    found: dict[str, dict[str, LazyTensor]] = {}
+    for part, key in rest:
+        if _is_saved_whole(key):
+            found.setdefault(part.component or component, {})[key] = part.source[key]
+    return found
+
+
+def _is_saved_whole(key: str) -> bool:
+    """Whether a key that is no factor is PEFT's for a module that it saves whole (modules_to_save, biases)."""
+    return key.startswith(PEFT) and key.endswith((".weight", ".bias"))
 
 
 def _unknown(groups: Mapping[Stem, Group], missed: Sequence[Stem], rest: Sequence[str]) -> tuple[UnknownKey, ...]:

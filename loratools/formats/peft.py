@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from loratools.architectures.architecture import Architecture, Component
-from loratools.formats.configs import Module, build
+from loratools.formats.configs import Config, Module, build
 from loratools.formats.format import Format, Options
 from loratools.formats.suffixes import WRITTEN
 from loratools.model import Spelling
@@ -21,6 +21,24 @@ def _spell(architecture: Architecture | None, component: Component | None, optio
     flat = component.naming("flat")
     naming = flat if flat is not None and options.clip_prefix != "text_model" else component.namings[0]
     return Spelling(PREFIX, naming.name, False, WRITTEN["peft"])
+
+
+# What a configuration says beside ranks and alphas and stays true when an adapter is written again.
+_CARRIED = (
+    "base_model_name_or_path",
+    "bias",
+    "fan_in_fan_out",
+    "layer_replication",
+    "modules_to_save",
+    "revision",
+    "task_type",
+    "trainable_token_indices",
+)
+
+
+def carried(config: Config) -> dict[str, Any]:
+    """The fields of a source's configuration that its new one keeps; without modules_to_save PEFT would drop them."""
+    return {field: config[field] for field in _CARRIED if config.get(field) is not None}
 
 
 def config(modules: Sequence[tuple[str, int, Any]], **fields: Any) -> dict[str, Any]:

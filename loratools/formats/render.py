@@ -14,7 +14,7 @@ from loratools.architectures.architecture import Architecture
 from loratools.errors import InternalError, NotRepresentable
 from loratools.formats import diffusers, peft
 from loratools.formats.alpha_tensor import Stored, alpha_tensor, is_plain
-from loratools.formats.configs import DIFFUSERS_KEY, parse_json
+from loratools.formats.configs import DIFFUSERS_KEY, Config, parse_json
 from loratools.formats.format import Format, Options
 from loratools.formats.limits import holdable, uniform
 from loratools.formats.spell import Writer, dimensions_of
@@ -111,7 +111,7 @@ def render(
             targets.update(dict.fromkeys(found, item.target.name))
     extras = _extras(adapters, form, tensors, allow_lossy=allow_lossy)
     metadata = _metadata(adapters, regrouped)
-    files = _files(form, by_component, tensors, placed, metadata)
+    files = _files(form, by_component, tensors, placed, metadata, configs=adapters.configs)
     return Rendered(files, regrouped.steps, (*lost, *extras), tuple(placed), targets)
 
 
@@ -136,15 +136,17 @@ def _extras(
     if not adapters.extras:
         return []
     if form.alpha == "config":
-        next(iter(tensors.values())).update(adapters.extras)
+        for component, saved in adapters.extras.items():
+            tensors.setdefault(component, {}).update(saved)
         return []
+    keys = [key for saved in adapters.extras.values() for key in saved]
     if not allow_lossy:
         raise NotRepresentable(
-            f"{form.id} has no place for {len(adapters.extras)} tensors saved whole",
-            key=next(iter(adapters.extras)),
+            f"{form.id} has no place for {len(keys)} tensors saved whole",
+            key=keys[0],
             hint="--to peft keeps them; --allow-lossy leaves them out and lists them",
         )
-    return [f"{key}: saved whole" for key in adapters.extras]
+    return [f"{key}: saved whole" for key in keys]
 
 
 def _metadata(adapters: AdapterSet, regrouped: Regrouped) -> dict[str, str]:
@@ -162,8 +164,10 @@ def _files(
     tensors: Mapping[str, Mapping[str, LazyTensor]],
     adapters: Sequence[Adapter],
     metadata: Mapping[str, str],
+    *,
+    configs: Mapping[str, Config],
 ) -> tuple[OutputFile, ...]:
-    """The files with their metadata and configurations."""
+    """The files with their metadata and configurations; `configs` are those that the source had."""
     members = _by_component(adapters)
     if form.alpha == "tensor":
         return (OutputFile("", tensors[""], metadata),)
@@ -178,7 +182,11 @@ def _files(
             component,
             tensors[component],
             {"format": "pt", **metadata},
-            peft.config(_modules(items, by_component[component]), **_fields(items)),
+            peft.config(
+                _modules(items, by_component[component]),
+                **peft.carried(configs.get(component) or configs.get("") or {}),
+                **_fields(items),
+            ),
         )
         for component, items in members.items()
     )

@@ -89,7 +89,7 @@ def _adapter(reading: Reading, values: Health | None, *, modules: bool) -> Inspe
         "trigger_words": trigger_words(held.metadata),
         "training": training(held.metadata),
         "metadata": dict(held.metadata),
-        "extras": sorted(held.extras),
+        "extras": sorted(key for saved in held.extras.values() for key in saved),
         "unknown_keys": [
             {"key": item.key, "class": item.kind, **({"nearest": item.near} if item.near else {})}
             for item in reading.unknown

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from loratools.adapters.kind import kind_of
+from loratools.adapters.kind import delta_of, kind_of
+from loratools.adapters.to_lora import to_lora
 from loratools.model import Alpha
-from tests.adapters.making import lazily
+from tests.adapters.making import adapter, lazily
 
 ROLES = {
     "lora_up.weight": "up", "lora_down.weight": "down", "lora_mid.weight": "mid",
@@ -105,6 +106,11 @@ def test_delta_is_what_lycoris_layers_do(kind, name, options, layer):
     assert float(torch.linalg.vector_norm(theirs)) > 1e-3
     error = float(torch.linalg.vector_norm(ours - theirs) / torch.linalg.vector_norm(theirs))
     assert error <= (1e-6 if exact else 2e-5)
+    converted = to_lora(adapter("q", factors, kind, alpha=constraint if item.constrained else 3), base=weight)
+    plain = delta_of(converted.adapter, weight, dtype="float64")
+    error = float(torch.linalg.vector_norm(plain - theirs) / torch.linalg.vector_norm(theirs))
+    assert error <= (1e-6 if exact and converted.exact else 3e-5)
+    assert converted.exact or kind not in ("lora", "loha") or "dora" in item.kinds(factors)
     shape = item.weight_shape(factors)
     assert shape[0] in (None, weight.shape[0])
     if shape[1] is not None:

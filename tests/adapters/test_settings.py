@@ -214,3 +214,15 @@ def test_regrouping_keeps_the_settings():
     mixed = regroup([parts[0], other], lambda *_: target).adapters[0]
     expected = torch.cat([delta_of(part, dtype="float64") for part in (parts[0], other)])
     near(delta_of(mixed, dtype="float64"), expected, 1e-6)
+
+
+@pytest.mark.parametrize("sizes", [(8, 24), (16, 16), (32,)])
+def test_rows_of_inputs_turned_and_of_adalora_are_rows_of_the_delta(tmp_path, sizes):
+    turned, weight, _ = saved(tmp_path / "oft", peft.OFTConfig(target_modules=["0"], oft_block_size=4))
+    grown = peft.AdaLoraConfig(init_r=4, target_r=2, total_step=10, tinit=1, tfinal=1, target_modules=["0"])
+    ranked, _, _ = saved(tmp_path / "adalora", grown)
+    for item in (turned, ranked):
+        whole = delta_of(item, weight, dtype="float64").split(sizes)
+        parts = kind_of(item.kind).split_rows(item.factors, sizes)
+        for part, rows, piece in zip(parts, weight.split(sizes), whole, strict=True):
+            near(delta_of(replace(item, factors=part), rows, dtype="float64"), piece, 1e-13)

@@ -94,7 +94,7 @@ def test_an_adapter_of_a_known_architecture_is_read_whole(name):
         assert reading.settled == truth["architecture"]
     # Each key is a factor or an alpha of exactly one adapter, or was recognised as no adapter.
     taken = Counter(key for item in adapters.adapters for key in set(item.origin.keys.values()))
-    taken.update(adapters.extras.keys())
+    taken.update(key for saved in adapters.extras.values() for key in saved)
     assert taken == Counter(file.parts[0].source.keys())
 
 
