@@ -63,7 +63,9 @@ def produce(
         if header != layout.header:
             write_at(descriptor, header, 0)
         os.fsync(descriptor)
-        _compare(path, layout, metadata)
+        _compare(path, header)
+        if check is None:
+            _compare_entries(path, layout, metadata)
     except BaseException:
         if rereading is not None:
             rereading.cancel()
@@ -103,8 +105,15 @@ def _stream(descriptor: int, layout: Layout, rereading: Rereading, progress: Pro
         raise InternalError(f"{transfer.at} bytes were written where {layout.size} were planned")
 
 
-def _compare(path: Path, layout: Layout, metadata: Mapping[str, str]) -> None:
-    """Opens the file as a stranger's and compares its header with the layout."""
+def _compare(path: Path, header: bytes) -> None:
+    """Whether the file begins with this header, as the disk's side has it."""
+    with LocalFile(path) as file:
+        if file.read(0, len(header)) != header:
+            raise InternalError("the written header is not the planned one", path=path)
+
+
+def _compare_entries(path: Path, layout: Layout, metadata: Mapping[str, str]) -> None:
+    """Opens the file as a stranger would, and compares its header with the layout (as a caller's check also must)."""
     with LocalFile(path) as file:
         header = read_header(file)
     found = {key: (entry.dtype, entry.shape) for key, entry in header.tensors.items()}
