@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from loratools.adapters.adapter import Adapter
+from loratools.adapters.blame import named
 from loratools.adapters.dora import MAGNITUDES
 from loratools.adapters.factors import load, needs_base
 from loratools.adapters.kind import bias_delta_of, constraint_of, delta_of, kind_of, strength_of
@@ -101,7 +102,8 @@ def _through_cores(a: Sequence[Adapter], b: Sequence[Adapter]) -> Difference:
     lefts: list[torch.Tensor] = []
     rights: list[torch.Tensor] = []
     for item in (*a, *b):
-        left, right = LORA.low_rank(_plain(item).factors, "float64")
+        with named(item):
+            left, right = LORA.low_rank(_plain(item).factors, "float64")
         lefts.append(_finite(left * float(strength_of(item)), item))
         rights.append(_finite(right, item))
     if not lefts:
@@ -145,10 +147,12 @@ def _sum(side: Sequence[Adapter], base: torch.Tensor | None) -> torch.Tensor | N
         if elements > DENSE_LIMIT:
             raise ResourceError(
                 f"the delta of {item.target.name} has {elements} elements, too many to form whole",
+                path=item.origin.file if item.origin else None,
                 key=item.origin.stem if item.origin else None,
                 limit=DENSE_LIMIT,
             )
-        delta = _finite(delta_of(plain, base, dtype="float64"), item)
+        with named(item):
+            delta = _finite(delta_of(plain, base, dtype="float64"), item)
         total = delta if total is None else total + delta.reshape(total.shape)
     return total
 

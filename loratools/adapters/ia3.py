@@ -155,6 +155,12 @@ class IA3:
         return vector if "on_input" in factors else vector - 1
 
 
+def on_axis(vector: LazyTensor, *, inputs: bool) -> LazyTensor:
+    """PEFT's vector in a shape that tells its axis: a convolution's is [1, n, 1, 1] whichever it multiplies."""
+    tail = vector.shape[2:]
+    return vector.reshape(*((1, vector.numel) if inputs else (vector.numel, 1)), *tail)
+
+
 def _resized(shape: tuple[int, ...], extent: int) -> tuple[int, ...]:
     """A vector's shape with its one long dimension set to `extent`."""
     long = max(range(len(shape)), key=lambda at: shape[at])

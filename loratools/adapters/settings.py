@@ -6,6 +6,7 @@ is divided by the rank that training began with, which the pruned factors no lon
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
@@ -31,6 +32,19 @@ RANKNUM_EPSILON = Fraction(1, 100_000)
 """What PEFT adds to AdaLoRA's rank before it divides by it."""
 
 _SCALING = ("r", "init_r")
+
+
+def feedforward(config: Mapping[str, Any], names: Sequence[str]) -> bool | None:
+    """Whether PEFT's (IA)³ multiplies a module's inputs; None where no configuration of its says so.
+
+    A list names ends of paths, a string is an expression for the whole of one.
+    """
+    if str(config.get("peft_type", "")).upper() != "IA3":
+        return None
+    stated = config.get("feedforward_modules") or []
+    if isinstance(stated, str):
+        return any(re.fullmatch(stated, name) is not None for name in names)
+    return any(name.endswith(str(end)) for name in names for end in stated)
 
 
 def settings_of(config: Mapping[str, Any], **module: Any) -> dict[str, Any]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from loratools.architectures.architecture import Architecture, Component, Variant
+from loratools.architectures.attn_procs import attn_procs
 from loratools.architectures.naming import Naming, canonical_naming
 from loratools.architectures.rules import Rule, rename
 
@@ -40,12 +43,14 @@ ORIGINAL: tuple[Rule, ...] = (
     ),
 )
 
+DIFFUSERS = canonical_naming(ORIGINAL, "diffusers")
+# Motion LoRAs name the processors of the original modules; diffusers' own script, those of its modules.
+PROCESSORS = (attn_procs(Naming("original", ORIGINAL)), replace(attn_procs(DIFFUSERS), name="attn-procs-diffusers"))
+
 ANIMATEDIFF = Architecture(
     id="animatediff",
     title="AnimateDiff motion modules",
-    components=(
-        Component("unet", (canonical_naming(ORIGINAL, "diffusers"), Naming("original", ORIGINAL)), short=("unet",)),
-    ),
+    components=(Component("unet", (DIFFUSERS, Naming("original", ORIGINAL)), short=("unet",), adapters=PROCESSORS),),
     variants=(
         Variant("v1", "animatediff-v1"),
         Variant("v2", "animatediff-v2"),

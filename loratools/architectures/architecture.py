@@ -18,7 +18,8 @@ TABLES = Path(__file__).parent / "shapes"
 class Component:
     """One model of the pipeline.
 
-    `namings` are its spellings, the canonical one first. `short` are the words that trainers put into flat keys for it
+    `namings` are its spellings, the canonical one first; `adapters` are those that only adapters have, and of some
+    modules alone. `short` are the words that trainers put into flat keys for it
     (`lora_te2_` → "te2"), the one to write first; `checkpoint` are its prefixes inside single-file checkpoints.
     """
 
@@ -26,10 +27,11 @@ class Component:
     namings: tuple[Naming, ...]
     short: tuple[str, ...]
     checkpoint: tuple[str, ...] = ()
+    adapters: tuple[Naming, ...] = ()
 
     def naming(self, name: str) -> Naming | None:
         """The naming of that name, or None."""
-        return next((naming for naming in self.namings if naming.name == name), None)
+        return next((naming for naming in (*self.namings, *self.adapters) if naming.name == name), None)
 
 
 @dataclass(frozen=True)

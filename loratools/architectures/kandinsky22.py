@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from loratools.architectures.architecture import Architecture, Component, Variant
+from loratools.architectures.attn_procs import attn_procs
 from loratools.architectures.naming import Naming
 from loratools.architectures.rules import same
 from loratools.architectures.text_encoders import CLIP_G
@@ -55,8 +56,8 @@ KANDINSKY22 = Architecture(
     id="kandinsky2.2",
     title="Kandinsky 2.2",
     components=(
-        Component("unet", (DECODER,), short=("unet",)),
-        Component("prior", (PRIOR,), short=("prior",)),
+        Component("unet", (DECODER,), short=("unet",), adapters=(attn_procs(DECODER),)),
+        Component("prior", (PRIOR,), short=("prior",), adapters=(attn_procs(PRIOR),)),
         Component("text_encoder", CLIP_G, short=("te",)),
     ),
     variants=(Variant("decoder", "kandinsky22-decoder"), Variant("prior", "kandinsky22-prior")),

@@ -60,7 +60,7 @@ def index() -> dict[Skeleton, tuple[Spelt, ...]]:
     found: dict[Skeleton, list[Spelt]] = {}
     for known in ARCHITECTURES:
         for component in known.components:
-            for naming in component.namings:
+            for naming in (*component.namings, *component.adapters):
                 spelt = Spelt(known.id, component.name, naming.name)
                 for words in {Template.parse(rule.native).words for rule in naming.rules}:
                     found.setdefault(words, []).append(spelt)

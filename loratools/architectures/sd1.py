@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from loratools.architectures.architecture import Architecture, Component, Variant
+from loratools.architectures.attn_procs import attn_procs, early_text_attn_procs, text_attn_procs
 from loratools.architectures.text_encoders import CLIP_L
 from loratools.architectures.unet import Levels, unet_namings
 
@@ -12,8 +13,20 @@ SD1 = Architecture(
     id="sd1",
     title="Stable Diffusion 1.x",
     components=(
-        Component("unet", unet_namings(UNET), short=("unet",), checkpoint=("model.diffusion_model.",)),
-        Component("text_encoder", CLIP_L, short=("te", "te1"), checkpoint=("cond_stage_model.transformer.",)),
+        Component(
+            "unet",
+            unet_namings(UNET),
+            short=("unet",),
+            checkpoint=("model.diffusion_model.",),
+            adapters=(attn_procs(unet_namings(UNET)[0]),),
+        ),
+        Component(
+            "text_encoder",
+            CLIP_L,
+            short=("te", "te1"),
+            checkpoint=("cond_stage_model.transformer.",),
+            adapters=(text_attn_procs(CLIP_L[0]), early_text_attn_procs(CLIP_L[0])),
+        ),
     ),
     variants=(Variant("base", "sd1"), Variant("inpaint", "sd1-inpaint"), Variant("edit", "sd1-edit")),
     specification=("stable-diffusion-v1",),

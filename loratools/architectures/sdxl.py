@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from loratools.architectures.architecture import Architecture, Component, Variant
+from loratools.architectures.attn_procs import attn_procs
 from loratools.architectures.text_encoders import CLIP_G, CLIP_L
 from loratools.architectures.unet import Levels, unet_namings
 
@@ -12,7 +13,13 @@ SDXL = Architecture(
     id="sdxl",
     title="Stable Diffusion XL",
     components=(
-        Component("unet", unet_namings(UNET), short=("unet",), checkpoint=("model.diffusion_model.",)),
+        Component(
+            "unet",
+            unet_namings(UNET),
+            short=("unet",),
+            checkpoint=("model.diffusion_model.",),
+            adapters=(attn_procs(unet_namings(UNET)[0]),),
+        ),
         Component("text_encoder", CLIP_L, short=("te1",), checkpoint=("conditioner.embedders.0.transformer.",)),
         Component("text_encoder_2", CLIP_G, short=("te2",), checkpoint=("conditioner.embedders.1.model.",)),
     ),

@@ -65,3 +65,11 @@ CLIP_L = (transformers_clip(12), flat_clip(12))
 CLIP_H = (transformers_clip(23), flat_clip(23), open_clip(24))
 CLIP_G = (transformers_clip(32, projection=True), open_clip(32))
 T5 = (Naming("transformers", tuple(map(same, (*T5_ONCE, *(T5_BLOCK + path for path in T5_MODULES))))),)
+
+# The words by which ComfyUI names the encoders: `text_encoders.clip_l.transformer.…`.
+COMFY_WORDS = ((CLIP_L, "clip_l"), (CLIP_H, "clip_h"), (CLIP_G, "clip_g"), (T5, "t5xxl"))
+
+
+def comfy_word(namings: tuple[Naming, ...]) -> str | None:
+    """ComfyUI's word for the text encoder with these namings, or None where they are no text encoder's."""
+    return next((word for known, word in COMFY_WORDS if known is namings), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from loratools.architectures.architecture import Architecture, Component, Variant
+from loratools.architectures.attn_procs import attn_procs
 from loratools.architectures.naming import Naming
 from loratools.architectures.rules import same
 
@@ -25,6 +26,6 @@ PRIOR = Naming(
 WUERSTCHEN = Architecture(
     id="wuerstchen",
     title="Würstchen",
-    components=(Component("prior", (PRIOR,), short=("prior_unet", "unet")),),
+    components=(Component("prior", (PRIOR,), short=("prior_unet", "unet"), adapters=(attn_procs(PRIOR),)),),
     variants=(Variant("base", "wuerstchen"),),
 )

@@ -75,6 +75,8 @@ def _embedding(sizes: Shapes) -> Identity | None:
         return None
     fits = {known.id for known in ARCHITECTURES}
     for key, size in sizes.items():
+        if key.startswith("string_to_token"):
+            continue  # the number of the token, in A1111's and CompVis' pickles
         if size is None or not 1 <= len(size) <= 2:
             return None
         if key in ENCODER_EMBEDDINGS:

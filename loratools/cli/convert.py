@@ -62,8 +62,9 @@ def _dtype(_context: click.Context, parameter: click.Parameter, value: str | Non
     "--to",
     metavar="FORMAT",
     shell_complete=_formats,
-    help="A format of `loratools formats`, or original.  [required]",
+    help="A format of `loratools formats`, or original. One of --to and --for is required.",
 )
+@options.runtime("Write what RUNTIME loads: the format, alpha policy and components that are right for it.")
 @click.option("--dtype", callback=_dtype, metavar="DTYPE", help="Cast to float16, bfloat16 or float32.")
 @click.option(
     "--alpha",
@@ -78,6 +79,19 @@ def _dtype(_context: click.Context, parameter: click.Parameter, value: str | Non
     type=click.Choice(["text_model", "none"]),
     help="How a PEFT folder spells CLIP: with the text_model level (transformers < 5.6), or without.",
 )
+@click.option(
+    "--to-kind",
+    type=click.Choice(["lora"]),
+    help="Make every layer a plain LoRA, exactly or by SVD; the error is measured and printed.",
+)
+@click.option("--rank", type=click.IntRange(1), metavar="N", help="With --to-kind: no layer above this rank.")
+@click.option(
+    "--error",
+    type=click.FloatRange(0, 1, max_open=True),
+    metavar="E",
+    help="With --to-kind: the relative error that an SVD may make in a layer (1e-5).",
+)
+@click.option("--base", metavar="BASE", help="With --to-kind: the base model, for DoRA, IA3, GLoRA, OFT and BOFT.")
 @options.allow_lossy
 @options.allow_partial
 @options.allow_nonfinite
@@ -97,6 +111,7 @@ def command(
     manner: Manner,
     *,
     to: str | None,
+    runtime: str | None,
     models: str | None,
     save_to: str | None,
     save_precision: str | None,
@@ -119,9 +134,11 @@ def command(
     source, target = _given(ref, "IN"), save_to if save_to is not None else out
     if not dry_run:
         target = _given(target, "OUT")
-    if not to:
-        raise UsageError("--to FORMAT is missing", hint=f"one of {', '.join(known_formats())}")
-    pending = convert(source, to=to, dtype=dtype or save_precision, **how)
+    if not to and not runtime:
+        raise UsageError("--to FORMAT or --for RUNTIME is missing", hint=f"formats: {', '.join(known_formats())}")
+    if to and runtime:
+        raise UsageError("--to and --for do not go together", hint="--for picks the format")
+    pending = convert(source, to=to or None, runtime=runtime, dtype=dtype or save_precision, threads=threads, **how)
     if dry_run:
         plan = pending.preview(target, overwrite=overwrite) if target else pending.plan
         emit(plan.to_dict(), manner, plan_view)
@@ -159,6 +176,7 @@ def plan_view(page: Page, document: Document, manner: Manner) -> None:
         ("file", ">tensors", ">size"),
         [(item["name"] or "OUT", f"{item['tensors']:,}", human_bytes(item["bytes"])) for item in document["files"]],
     )
+    page.notes("as plain LoRA", costs(document["to_kind"]), most=None if manner.verbose else SHOWN)
     page.notes("lost", document["lost"])
     page.notes("notes", document["notes"])
     page.notes("regrouped", document["details"], most=None if manner.verbose else SHOWN)
@@ -179,8 +197,32 @@ def view(page: Page, document: Document, manner: Manner) -> None:
                 ("worst module", document["proof"]["worst_module"]),
             ]
         )
+    if document["to_kind"]:
+        page.line(converted(document["to_kind"]))
+        if manner.verbose:
+            page.notes("as plain LoRA", costs(document["to_kind"]))
     page.notes("lost", document["lost"])
     page.notes("warnings", document["warnings"])
+
+
+def converted(rows: list[Document]) -> str:
+    """`14 layers as plain LoRA: 11 exactly, 3 by SVD (worst relative error 9.1e-06: unet:conv_in)`."""
+    decomposed = [row for row in rows if not row["exact"]]
+    parts = [f"{len(rows) - len(decomposed)} exactly"] if len(decomposed) < len(rows) else []
+    if decomposed:
+        worst = max(decomposed, key=lambda row: row["error"])
+        parts.append(f"{len(decomposed)} by SVD (worst relative error {worst['error']:.2g}: {worst['module']})")
+    return f"{plural(len(rows), 'layer')} as plain LoRA: {', '.join(parts)}"
+
+
+def costs(rows: list[Document]) -> list[str]:
+    """One line a layer, the worst first."""
+    ordered = sorted(rows, key=lambda row: -row["error"])
+    return [
+        f"{row['module']}: {row['from']} at rank {row['rank']}, "
+        + ("exactly" if row["exact"] else f"relative error {row['error']:.2g}")
+        for row in ordered
+    ]
 
 
 def proven(proof: Document) -> str:

@@ -21,6 +21,7 @@ SHOWN = 20  # unknown keys on a page
 @click.argument("refs", metavar="REF...", nargs=-1, required=True)
 @click.option("--modules", is_flag=True, help="List every adapter.")
 @click.option("--weights", is_flag=True, help="Read the values too: NaN, norms, spectra.")
+@options.runtime("Say of every key whether RUNTIME loads it, and why not.")
 @click.option("--strict", is_flag=True, help="Exit 3 where a key is unknown.")
 @options.architecture
 @options.unsafe_pickle
@@ -30,7 +31,8 @@ def command(refs: tuple[str, ...], manner: Manner, *, strict: bool, **how: Any) 
     """What is in a file?
 
     REF is a file or a folder. Only headers and scalars are read, unless --weights asks for more. Of several REFs each
-    is answered; one that fails leaves its error in its place, and its exit code.
+    is answered; one that fails leaves its error in its place, and its exit code. The page says how many adapters each
+    runtime loads with the right delta.
     """
     from loratools.operations.inspect import inspect
 
@@ -82,6 +84,7 @@ def view(page: Page, document: Document, manner: Manner) -> None:
             ("rank", counted(document["ranks"]) if document["ranks"] else None),
             ("alpha", _with(counted(alpha["values"]), "from", alpha["source"]) if alpha.get("values") else None),
             ("scale", counted(alpha["scales"]) if alpha.get("scales") else None),
+            *((f"in {name}", _share(share)) for name, share in document["loaders"].items()),
             ("base model", document["base_model"]),
             ("trigger words", ", ".join(document["trigger_words"])),
             *(() if manner.verbose else [("metadata entries", len(document["metadata"]) or None)]),
@@ -108,6 +111,8 @@ def view(page: Page, document: Document, manner: Manner) -> None:
                 for row in document["modules"]
             ],
         )
+    if "loading" in document:
+        _loading(page, document, manner)
     if "weights" in document:
         _weights(page, document["weights"])
     most = None if manner.verbose else SHOWN
@@ -122,6 +127,30 @@ def _architecture(document: Document) -> str:
     if settled:
         return _with(settled, "or", " or ".join(name for name in others if name != settled)) or settled
     return f"not settled: {' or '.join(others)}" if others else "unknown"
+
+
+def _share(share: Document) -> str:
+    """`912 of 986: why the others are not, most frequent reason first`."""
+    unknown = f", {share['unknown']:,} not known" if share["unknown"] else ""
+    first = f": {share['reasons'][0]['reason']}" if share["reasons"] else ""
+    return f"{share['loaded']:,} of {share['of']:,}{unknown}{first}"
+
+
+def _loading(page: Page, document: Document, manner: Manner) -> None:
+    """The keys of `--for`, by the reason why they are not loaded; those that are loaded only with -v."""
+    runtime = document["loading"]["runtime"]
+    evidence = {row["reason"]: row["evidence"] for row in document["loaders"][runtime]["reasons"]}
+    grouped: dict[str, list[str]] = {}
+    for row in document["loading"]["keys"]:
+        grouped.setdefault(row["reason"] or "loaded", []).append(row["key"])
+    page.line("")
+    page.table(
+        (f"in {runtime}", ">keys", "how it is known"),
+        [(reason, f"{len(keys):,}", evidence.get(reason)) for reason, keys in grouped.items()],
+    )
+    for reason, keys in grouped.items():
+        if reason != "loaded" or manner.verbose:
+            page.notes(reason, keys, most=None if manner.verbose else SHOWN)
 
 
 def _weights(page: Page, weights: Document) -> None:

@@ -84,3 +84,14 @@ allow_partial = click.option(
 allow_lossy = click.option(
     "--allow-lossy", is_flag=True, help="Go on where OUT cannot hold it exactly; print the error."
 )
+
+# The runtimes of formats.runtimes, spelt out here so that --help need not import the tables.
+RUNTIMES = ("diffusers", "peft", "comfyui", "a1111", "kohya", "vllm")
+
+
+def runtime(text: str) -> Callable[[Function], Function]:
+    """--for RUNTIME, with what it does for the command."""
+    return click.option("--for", "runtime", type=click.Choice(RUNTIMES), metavar="RUNTIME", help=f"{text} {_NAMED}")
+
+
+_NAMED = f"One of {', '.join(RUNTIMES)}."

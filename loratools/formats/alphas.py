@@ -45,6 +45,12 @@ def free_alpha(metadata: Mapping[str, str], *, path: object) -> Fraction | None:
     return None
 
 
+def stated_rank(config: Config, names: Sequence[str]) -> dict[str, int]:
+    """The r that a configuration states for one module, as a keyword, or nothing."""
+    rank = rank_of(config, names)
+    return {} if rank is None else {"r": rank}
+
+
 def resolve(
     stored: LazyTensor | None,
     key: str | None,

@@ -10,6 +10,7 @@ from loratools.adapters.kind import kind_of
 from loratools.errors import IncompleteAdapter
 from loratools.formats.detect import Stem
 from loratools.formats.opening import Part
+from loratools.formats.positional import ROWS, placed
 from loratools.formats.suffixes import IA3_VECTOR, Cut, cut
 from loratools.tensors.lazy import LazyTensor
 
@@ -35,8 +36,13 @@ class Group:
     def kind(self) -> str:
         """The one kind that the suffixes speak for; raises IncompleteAdapter where there is none or more than one."""
         kinds = {item.cut.row.kind for item in self.found.values() if item.cut.row.kind}
-        if kinds == {"lora", "full"} and "diff" not in self.found:
-            kinds = {"lora"}  # a bias difference beside low-rank factors
+        if (
+            len(kinds) == 2
+            and kinds <= {"lora", "loha", "lokr", "full"}
+            and "full" in kinds
+            and "diff" not in self.found
+        ):
+            kinds.discard("full")  # a bias difference beside factors that make the weight's
         if kinds == {"oft"} and "blocks" in self.found and len(self.found["blocks"].tensor.shape) == 4:
             kinds = {"boft"}
         if len(kinds) != 1:
@@ -72,7 +78,7 @@ class Group:
 def _magnitude(shape: tuple[int, ...], weight: Sequence[int | None]) -> str | None:
     """The axis of a `dora_scale`: [out, 1, …] (or flat [out]) is the output's, [1, in, …] the input's."""
     out, inner = weight[0], weight[1] if len(weight) > 1 else None
-    if prod(shape) == shape[0] and out in (shape[0], None):
+    if shape and prod(shape) == shape[0] and out in (shape[0], None):
         return "magnitude"
     if len(shape) > 1 and shape[0] == 1 and prod(shape) == shape[1] and inner in (shape[1], None):
         return "input_magnitude"
@@ -90,12 +96,18 @@ def collect(parts: Sequence[Part]) -> tuple[dict[Stem, Group], list[tuple[Part, 
     files: dict[Stem, str] = {}
     rest: list[tuple[Part, str]] = []
     for part in parts:
+        numbered = placed(part.source)
         for key in part.source:
-            piece = cut(key)
+            component = part.component
+            if key in numbered:
+                component, path, role = numbered[key]
+                piece: Cut | None = Cut(path, ROWS[role].text, ROWS[role])
+            else:
+                piece = cut(key)
             if piece is None:
                 rest.append((part, key))
                 continue
-            stem = (part.component, piece.stem)
+            stem = (component, piece.stem)
             roles = found.setdefault(stem, {})
             files[stem] = part.source.name
             role = piece.row.role

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from math import isfinite
 from typing import Any
 
 from loratools.errors import MalformedFile, NonFinite
@@ -60,7 +61,9 @@ def number(value: Any, *, path: object, key: str) -> Fraction:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise MalformedFile(f"a number was expected, found {value!r}", path=path, key=key)
     try:
-        return Fraction(value)
+        rough = float(value)
+        # Fraction would spell 1e999999999 out digit by digit.
+        return Fraction(value) if rough and isfinite(rough) else Fraction(rough)
     except (ValueError, OverflowError) as error:
         kind = NonFinite if str(value).strip().lower().lstrip("+-") in ("nan", "inf", "infinity") else MalformedFile
         raise kind(f"a finite number was expected, found {value!r}", path=path, key=key) from error
@@ -75,7 +78,9 @@ def alpha_of(config: Config, names: Sequence[str], *, path: object) -> Fraction:
 
 
 def rank_of(config: Config, names: Sequence[str]) -> int | None:
-    """The rank that the configuration states for the module."""
+    """The rank that the configuration states for the module; AdaLoRA's are pruned, and what it states is not kept."""
+    if str(config.get("peft_type", "")).upper() == "ADALORA":
+        return None
     found = matching(config.get("rank_pattern") or {}, names)
     found = config.get("r") if found is None else found
     return found if isinstance(found, int) and not isinstance(found, bool) else None

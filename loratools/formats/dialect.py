@@ -21,6 +21,8 @@ _WORDS = {
     ("peft", "kohya"): "peft",
     ("peft", "peft"): "peft",
 }
+# suffix families that tell the word alone
+_FAMILIES = {"attn-procs": "diffusers-attn-procs", "cloneofsimo": "cloneofsimo"}
 
 
 def dialect_of(
@@ -62,7 +64,9 @@ def _word(styles: Counter[tuple[str, str, str]], opened: Opened) -> str:
     if not styles:
         return "unknown"
     style, family, naming = styles.most_common(1)[0][0]
-    if style == "comfy":
+    if family in _FAMILIES:
+        return _FAMILIES[family]
+    if style in ("comfy", "comfy-text"):
         return "comfy"
     if style == "bare":
         return "bfl" if naming == "bfl" else "peft" if opened.layout == "peft" else "bare"

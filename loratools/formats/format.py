@@ -9,6 +9,9 @@ from typing import Literal
 from loratools.architectures.architecture import Architecture, Component
 from loratools.model import Spelling
 
+BUNDLE = "bundle_emb."
+"""How the keys of embeddings begin that travel inside an adapter file (A1111's bundles)."""
+
 ClipPrefix = Literal["text_model", "none"]
 
 
@@ -23,7 +26,8 @@ class Options:
 class Format:
     """A row of the registry: what it is called, who reads it, where alpha goes, and how it spells a component.
 
-    `spell` takes None for the generic transformer, and answers None for what the format cannot name.
+    `spell` takes None for the generic transformer, and answers None for what the format cannot name; `extras` are the
+    beginnings of the keys that its files may hold beside adapters.
     """
 
     id: str
@@ -33,3 +37,4 @@ class Format:
     kinds: tuple[str, ...]
     spell: Callable[[Architecture | None, Component | None, Options], Spelling | None]
     folder: bool = False
+    extras: tuple[str, ...] = ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from loratools.architectures.architecture import Architecture, Component
-from loratools.formats.format import Format, Options
+from loratools.formats.format import BUNDLE, Format, Options
 from loratools.formats.suffixes import WRITTEN
 from loratools.model import Spelling
 
@@ -23,4 +23,5 @@ KOHYA = Format(
     alpha="tensor",
     kinds=("boft", "full", "glora", "ia3", "loha", "lokr", "lora", "norm", "oft"),
     spell=_spell,
+    extras=(BUNDLE,),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -14,12 +15,15 @@ from loratools.tensors.lazy import LazyTensor
 # where alpha stands → role → why that format cannot hold it
 _NO_PLACE = {
     "tensor": {
+        "skew": "has no place for PEFT's rotation of the inputs (oft_R)",
         "embedding_down": "has no place for an embedding's factors",
         "up_bias": "has no place for a bias of the up factor (lora_B.bias)",
     },
     "config": {
         "bias_diff": "has no place for a difference of the bias (diff_b)",
         "input_magnitude": "knows DoRA on the output axis only; this one is normalised over the outputs of each input",
+        "residual_values": "has no place for a sparse residual (bias_values)",
+        "residual_indices": "has no place for a sparse residual (bias_indices)",
         "mid": "has no place for a Tucker core (lora_mid)",
     },
 }
@@ -29,8 +33,12 @@ def holdable(adapters: Sequence[Adapter], form: Format, *, allow_lossy: bool) ->
     """The adapters that the format can hold, and the names of those it cannot, where that is allowed."""
     kept: list[Adapter] = []
     lost: list[str] = []
+    main = _main_kinds(adapters) if form.alpha == "config" else {}
     for item in adapters:
         reason = refusal(item, form)
+        wanted = main.get(item.target.component, item.kind)
+        if reason is None and item.kind != wanted:
+            reason = f"{form.id} has no place for {item.kind} beside {wanted}: one configuration holds one kind"
         if reason is None:
             kept.append(item)
         elif allow_lossy:
@@ -47,14 +55,27 @@ def holdable(adapters: Sequence[Adapter], form: Format, *, allow_lossy: bool) ->
     return kept, lost
 
 
+def _main_kinds(adapters: Sequence[Adapter]) -> dict[str, str]:
+    """component → the kind of most of its layers, LoRA before others of the same number."""
+    found: dict[str, Counter[str]] = {}
+    for item in adapters:
+        found.setdefault(item.target.component, Counter())[item.kind] += 1
+    return {name: max(counts, key=lambda kind: (counts[kind], kind == "lora")) for name, counts in found.items()}
+
+
 def refusal(item: Adapter, form: Format) -> str | None:
     """Why a format cannot hold an adapter exactly, or None."""
     if item.kind not in form.kinds:
         return f"{form.id} has no place for {item.kind}"
     if "singular" in item.factors:
         return f"{form.id} has no place for AdaLoRA's singular values (lora_E)"
-    if item.kind == "ia3" and "on_input" not in item.factors:
+    if item.kind == "ia3" and "on_input" not in item.factors and form.alpha == "tensor":
         return f"{form.id} needs to be told which axis the vector scales, and this file does not say"
+    if item.kind == "ia3" and form.alpha == "config" and "on_input" in item.factors:
+        # PEFT multiplies the outputs with the bias among them, LyCORIS without; and it stores 1 + v, which is rounded.
+        return f"{form.id} reads (IA)³ of PEFT's own only: LyCORIS' vector is another, and leaves the bias alone"
+    if item.kind in ("loha", "lokr") and form.alpha == "config" and "magnitude" in item.factors:
+        return f"{form.id} has no DoRA of a {item.kind}"
     for role in item.factors:
         reason = _NO_PLACE["tensor" if form.alpha == "tensor" else "config"].get(role)
         if reason:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from loratools.errors import MalformedFile, PathNotFound, UsageError
+from loratools.errors import MalformedFile, PathNotFound, UnsafeFile, UsageError
 from loratools.formats.configs import Config, parse_json
 from loratools.tensors.safetensors_file import open_safetensors
 from loratools.tensors.sharded import open_sharded
@@ -130,6 +130,8 @@ def _pipeline_parts(folder: Path, *, unsafe_pickle: bool) -> list[Part]:
     """The weights of every component of a diffusers pipeline that has any."""
     parts = []
     for name, entry in read_config(folder / PIPELINE).items():
+        if not name or set(name) & set("/\\:\0") or name in (".", ".."):
+            raise UnsafeFile(f"{PIPELINE} names the component {name!r}, which is no plain name", path=folder, key=name)
         if isinstance(entry, list) and (folder / name).is_dir():
             found = _model(folder / name) or sorted((folder / name).glob("*.safetensors"))[:1]
             if found:

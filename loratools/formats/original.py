@@ -100,7 +100,7 @@ class Original:
 def as_format(record: Original) -> Format:
     """The recorded dialect as a format to write."""
     alpha: Any = "tensor" if record.alpha in ("tensor", "none") else record.alpha
-    return Format(record.format, "as it was", (), alpha, KOHYA.kinds, lambda *_: None, folder=record.folder)
+    return Format(record.format, "as it was", (), alpha, KOHYA.kinds, lambda *_: None, record.folder, ("",))
 
 
 def writers_of(

@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from loratools.adapters.adapter import Adapter, AdapterSet, Origin
+from loratools.adapters.ia3 import on_axis
 from loratools.adapters.kind import kind_of
+from loratools.adapters.settings import feedforward, settings_of
 from loratools.architectures.llm import model_types
 from loratools.architectures.naming import Placement
 from loratools.errors import IncompleteAdapter, UnknownKeys, WrongRole, nearest
@@ -18,14 +20,19 @@ from loratools.formats.choose import GENERIC, PEFT, candidates, generic, settled
 from loratools.formats.collect import Group, canonical_roles, collect
 from loratools.formats.detect import Place, Stem, by_names
 from loratools.formats.dialect import dialect_of
+from loratools.formats.format import BUNDLE
 from loratools.formats.opening import Opened, Part
+from loratools.formats.positional import EMBEDDING
+from loratools.formats.processors import NEVER_RUN, never_run
 from loratools.model import Target
 from loratools.tensors.lazy import LazyTensor
 
 
 @dataclass(frozen=True, slots=True)
 class UnknownKey:
-    """A key that no adapter took: `kind` is "wrong family" or "unknown"; `near` the known key most like it."""
+    """A key that no adapter took: `kind` is "wrong family", "unknown" or "never run", which does no harm; `near` is the
+    known key most like it.
+    """
 
     key: str
     kind: str
@@ -47,14 +54,15 @@ class Reading:
 
     def require_known(self) -> None:
         """Raise UnknownKeys where a tensor was not recognised: a job would drop it."""
-        if self.unknown:
-            first = self.unknown[0]
+        unknown = [item for item in self.unknown if item.kind != NEVER_RUN]
+        if unknown:
+            first = unknown[0]
             raise UnknownKeys(
-                f"{len(self.unknown)} tensors belong to no adapter ({first.kind})",
+                f"{len(unknown)} tensors belong to no adapter ({first.kind})",
                 path=self.opened.name,
                 key=first.key,
                 hint=f"nearest known key: {first.near}" if first.near else "pass --allow-partial to leave them out",
-                keys=[item.key for item in self.unknown],
+                keys=[item.key for item in unknown],
             )
 
 
@@ -62,6 +70,7 @@ def parse(opened: Opened, *, arch: str | None = None) -> Reading:
     """Read an adapter file; raises WrongRole where it holds none, IncompleteAdapter, ArchitectureMismatch."""
     metadata = {key: value for part in opened.parts for key, value in part.source.metadata.items()}
     groups, rest = collect(opened.parts)
+    idle = {stem: groups.pop(stem) for stem in never_run(groups)}
     if not groups:
         raise WrongRole(
             "no adapter weights were found", path=opened.name, hint="loratools inspect tells what the file is"
@@ -90,7 +99,10 @@ def parse(opened: Opened, *, arch: str | None = None) -> Reading:
     adapters, warnings = bind(first)
     placed = found[0].places if found else generic(list(groups))
     missed = [stem for stem in groups if stem not in placed]
-    unknown = _unknown(groups, missed, [key for _, key in rest if not _is_saved_whole(key)])
+    unknown = _unknown(groups, missed, [key for part, key in rest if not _is_extra(part, key)])
+    unknown += tuple(UnknownKey(item.key, NEVER_RUN) for group in idle.values() for item in group.found.values())
+    if idle:
+        warnings.append(f"{len(idle)} layers were never run by the program that trained them, and are left out")
     chosen = settled(found, metadata, arch)
     if not found:
         types = model_types([item.target.paths[0] for item in adapters.adapters])
@@ -181,10 +193,17 @@ def _bind(
         held = dict(factors[stem])
         stored = group.found.get("alpha")
         said = settings.of(stem, place.component)
+        names = _names(placement) if said.config is not None else ()
+        beside = settings_of(said.config, **alphas.stated_rank(said.config, names)) if said.config is not None else {}
+        inputs = feedforward(said.config, names) if kind.name == "ia3" and said.config is not None else None
+        if inputs is not None and "on_input" not in held:
+            held["scale_vector"] = on_axis(held["scale_vector"], inputs=inputs)
+        if said.config is not None and (kind.constrained or kind.name == "ia3"):
+            said = Settings()  # PEFT's alpha divides by a rank, which these kinds have not
         alpha, noticed = alphas.resolve(
             stored.tensor if stored else None,
             stored.key if stored else None,
-            _names(placement) if said.config is not None else (),
+            names,
             kind.rank(held),
             said,
             path=group.file,
@@ -194,7 +213,7 @@ def _bind(
             held = dict(kind.swap_halves(held))
         elif placement.layout == "transpose":
             held = dict(kind.transpose(held))
-        adapters.append(Adapter(target, kind.name, held, alpha, _origin(group)))
+        adapters.append(Adapter(target, kind.name, held, alpha, _origin(group), beside))
     return tuple(adapters), warnings
 
 
@@ -215,17 +234,22 @@ def _names(placement: Placement) -> list[str]:
 
 
 def _extras(rest: Sequence[tuple[Part, str]], component: str) -> dict[str, dict[str, LazyTensor]]:
-    """component → key → tensor of the modules that PEFT saves whole; `component` is that of a file that names none."""
+    """component → key → tensor of what is known and no adapter; `component` is that of a file that names none."""
     found: dict[str, dict[str, LazyTensor]] = {}
     for part, key in rest:
-        if _is_saved_whole(key):
-            found.setdefault(part.component or component, {})[key] = part.source[key]
+        if _is_extra(part, key):
+            whole = key.startswith(PEFT)
+            found.setdefault((part.component or component) if whole else "", {})[key] = part.source[key]
     return found
 
 
-def _is_saved_whole(key: str) -> bool:
-    """Whether a key that is no factor is PEFT's for a module that it saves whole (modules_to_save, biases)."""
-    return key.startswith(PEFT) and key.endswith((".weight", ".bias"))
+def _is_extra(part: Part, key: str) -> bool:
+    """Whether a key that is no factor is known: a module that PEFT saves whole (modules_to_save, biases), an embedding
+    that A1111 bundles, or one of cloneofsimo's tokens.
+    """
+    if key.startswith(PEFT):
+        return key.endswith((".weight", ".bias"))
+    return key.startswith(BUNDLE) or part.source.metadata.get(key) == EMBEDDING
 
 
 def _unknown(groups: Mapping[Stem, Group], missed: Sequence[Stem], rest: Sequence[str]) -> tuple[UnknownKey, ...]:

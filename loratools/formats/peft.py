@@ -65,7 +65,8 @@ PEFT = Format(
     title="PEFT: an adapter folder for each component, alpha in adapter_config.json",
     readers=("peft", "vllm"),
     alpha="config",
-    kinds=("lora",),
+    kinds=("lora", "loha", "lokr", "ia3"),
     spell=_spell,
     folder=True,
+    extras=(PREFIX,),
 )

@@ -9,6 +9,7 @@ from functools import lru_cache
 
 from loratools.architectures.architecture import Architecture, Component
 from loratools.architectures.registry import ARCHITECTURES
+from loratools.architectures.text_encoders import COMFY_WORDS, comfy_word
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,8 @@ class Prefix:
             return self.word == component.name
         if self.style == "comfy":
             return component is architecture.denoiser
+        if self.style == "comfy-text":
+            return self.word == comfy_word(component.namings)
         return True
 
 
@@ -34,6 +37,8 @@ class Prefix:
 _COMFY = ("diffusion_model.", "model.diffusion_model.")
 _PEFT = "base_model.model."
 _LYCORIS = "lycoris_"
+_COMFY_TEXT = re.compile(rf"text_encoders\.({'|'.join(word for _, word in COMFY_WORDS)})\.transformer\.")
+_WRAPPED = "module."  # torch's DataParallel puts it before every name
 
 
 @lru_cache(maxsize=1)
@@ -63,8 +68,13 @@ def prefixes(stem: str) -> Iterator[tuple[Prefix, str]]:
     for text in _COMFY:
         if stem.startswith(text):
             yield Prefix(text, "comfy"), stem[len(text) :]
+    found = _COMFY_TEXT.match(stem)
+    if found:
+        yield Prefix(found[0], "comfy-text", found[1]), stem[found.end() :]
     if stem.startswith(_PEFT):
         yield Prefix(_PEFT, "peft"), stem[len(_PEFT) :]
     if stem.startswith(_LYCORIS):
         yield Prefix(_LYCORIS, "lycoris"), stem[len(_LYCORIS) :]
+    if stem.startswith(_WRAPPED):
+        yield Prefix(_WRAPPED, "bare"), stem[len(_WRAPPED) :]
     yield Prefix("", "bare"), stem

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from loratools.errors import UsageError, nearest
+from loratools.formats.comfy import COMFY
 from loratools.formats.diffusers import DIFFUSERS
 from loratools.formats.format import Format
 from loratools.formats.kohya import KOHYA
 from loratools.formats.peft import PEFT
 
-FORMATS: tuple[Format, ...] = (DIFFUSERS, KOHYA, PEFT)
+FORMATS: tuple[Format, ...] = (COMFY, DIFFUSERS, KOHYA, PEFT)
 ORIGINAL = "original"
 
 

@@ -12,7 +12,7 @@ from loratools.adapters.adapter import Adapter, AdapterSet
 from loratools.adapters.regroup import Regrouped, Step, regroup
 from loratools.architectures.architecture import Architecture
 from loratools.errors import InternalError, NotRepresentable
-from loratools.formats import diffusers, peft
+from loratools.formats import diffusers, peft, peft_kinds
 from loratools.formats.alpha_tensor import Stored, alpha_tensor, is_plain
 from loratools.formats.configs import DIFFUSERS_KEY, Config, parse_json
 from loratools.formats.format import Format, Options
@@ -60,7 +60,7 @@ def writers(
         if spelling is None:
             origin = next((item.origin for item in adapters.adapters if item.origin), None)
             raise NotRepresentable(
-                f"{form.id} has no names for a model without a table ({', '.join(adapters.architectures[:3])})",
+                f"{form.id} has no names for {name} of this model ({', '.join(adapters.architectures[:3])})",
                 path=origin.file if origin else None,
                 key=origin.stem if origin else None,
                 hint="--to peft keeps the model's own names",
@@ -132,19 +132,18 @@ def _by_component(adapters: Sequence[Adapter]) -> dict[str, list[Adapter]]:
 def _extras(
     adapters: AdapterSet, form: Format, tensors: dict[str, dict[str, LazyTensor]], *, allow_lossy: bool
 ) -> list[str]:
-    """Modules that PEFT saved whole go along to PEFT; elsewhere they have no place."""
-    if not adapters.extras:
-        return []
-    if form.alpha == "config":
-        for component, saved in adapters.extras.items():
-            tensors.setdefault(component, {}).update(saved)
-        return []
-    keys = [key for saved in adapters.extras.values() for key in saved]
-    if not allow_lossy:
+    """Modules that PEFT saved whole go along to PEFT, bundled embeddings to their readers; others have no place."""
+    keys: list[str] = []
+    for component, saved in adapters.extras.items():
+        held = {key: tensor for key, tensor in saved.items() if key.startswith(form.extras)}
+        if held:
+            tensors.setdefault(component if form.folder else "", {}).update(held)
+        keys += [key for key in saved if key not in held]
+    if keys and not allow_lossy:
         raise NotRepresentable(
             f"{form.id} has no place for {len(keys)} tensors saved whole",
             key=keys[0],
-            hint="--to peft keeps them; --allow-lossy leaves them out and lists them",
+            hint="--to peft keeps modules, --to kohya bundled embeddings; --allow-lossy leaves them out and lists them",
         )
     return [f"{key}: saved whole" for key in keys]
 
@@ -182,14 +181,19 @@ def _files(
             component,
             tensors[component],
             {"format": "pt", **metadata},
-            peft.config(
-                _modules(items, by_component[component]),
-                **peft.carried(configs.get(component) or configs.get("") or {}),
-                **_fields(items),
-            ),
+            _configuration(items, by_component[component], configs.get(component) or configs.get("") or {}),
         )
         for component, items in members.items()
     )
+
+
+def _configuration(items: Sequence[Adapter], writer: Writer, source: Config) -> dict[str, Any]:
+    """adapter_config.json of one component, with what its source's configuration said beside ranks and alphas."""
+    if items[0].kind in peft_kinds.KINDS:
+        return peft_kinds.config(
+            items, lambda item: writer.placement(item.target.paths[0]).native, peft.carried(source)
+        )
+    return peft.config(_modules(items, writer), **peft.carried(source), **_fields(items))
 
 
 def _fields(members: Sequence[Adapter]) -> dict[str, Any]:

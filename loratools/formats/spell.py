@@ -90,6 +90,14 @@ class Writer:
 
     def _fitted(self, adapter: Adapter, factors: Mapping[str, LazyTensor]) -> Mapping[str, LazyTensor]:
         """1×1 factors in the dimensions of their weight: a linear layer's reader wants two, a convolution's four."""
+        down = factors.get("down")
+        if self.dimensions and adapter.kind == "lora" and down is not None and "up" in factors:
+            up = factors["up"]
+            if len(up.shape) == 2 < len(down.shape):  # DyLoRA stores a convolution's up as a matrix
+                factors = {**factors, "up": up.reshape(*up.shape, *(1,) * (len(down.shape) - 2))}
+        if adapter.kind == "ia3" and "on_input" not in factors and len(factors["scale_vector"].shape) > 2:
+            vector = factors["scale_vector"]  # PEFT lays a convolution's vector along the second dimension, always
+            return {**factors, "scale_vector": vector.reshape(1, vector.numel, *vector.shape[2:])}
         wanted = self.dimensions.get(adapter.target.paths[0], frozenset())
         if adapter.kind != "lora" or not {"down", "up"} <= set(factors) or len(wanted) != 1 or "mid" in factors:
             return factors

@@ -9,17 +9,26 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Suffix:
-    """One row: the text, the role it binds, the kind it speaks for ("" for any), and the family that writes it."""
+    """One row: the text, the role it binds, the kind it speaks for ("" for any), and the family that writes it.
+
+    `after` is what the stem must end with, a number aside: `mlp.down.weight` is a base model's, not a factor.
+    """
 
     text: str
     role: str
     kind: str
     family: str
+    after: str = ""
+
+    def fits(self, stem: str) -> bool:
+        """Whether the stem in front of the suffix is one that it can follow."""
+        return not self.after or stem.rstrip("0123456789").endswith(self.after)
 
 
 _KOHYA = "kohya"
 _PEFT = "peft"
 _OLD = "diffusers-old"
+_PROCESSORS = "attn-procs"
 
 SUFFIXES: tuple[Suffix, ...] = (
     Suffix(".alpha", "alpha", "", _KOHYA),
@@ -74,6 +83,8 @@ SUFFIXES: tuple[Suffix, ...] = (
     Suffix(".lora.up.weight", "up", "lora", _OLD),
     Suffix(".lora_linear_layer.down.weight", "down", "lora", _OLD),
     Suffix(".lora_linear_layer.up.weight", "up", "lora", _OLD),
+    Suffix(".down.weight", "down", "lora", _PROCESSORS, after="_lora"),
+    Suffix(".up.weight", "up", "lora", _PROCESSORS, after="_lora"),
 )
 # (IA)³ as LyCORIS writes it: bare `.weight`, which means this only beside `.on_input`.
 IA3_VECTOR = Suffix(".weight", "scale_vector", "ia3", _KOHYA)
@@ -102,7 +113,7 @@ def cut(key: str) -> Cut | None:
         if at <= 0:
             break
         row = BY_TEXT.get(key[at:])
-        if row:
+        if row and row.fits(key[:at]):
             best = Cut(key[:at], row.text, row)
     if best:
         return best
@@ -128,7 +139,8 @@ def _family(*families: str) -> dict[str, str]:
 WRITTEN: Mapping[str, Mapping[str, str]] = {
     "kohya": _family(_KOHYA)
     | {"input_magnitude": ".dora_scale", "magnitude": ".dora_scale", "ia3.scale_vector": IA3_VECTOR.text},
-    "peft": _family(_PEFT),
+    "peft": _family(_PEFT)
+    | {name: text for name, text in _family(_KOHYA).items() if name.startswith(("loha.", "lokr."))},
     # bare `.lora_magnitude_vector` is silently wrong in diffusers' text encoders; `.weight` is right everywhere
     "diffusers": _family(_PEFT) | {"magnitude": ".lora_magnitude_vector.weight"},
 }

@@ -3,78 +3,122 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from loratools.adapters.adapter import AdapterSet
 from loratools.adapters.recast import fold, recast
 from loratools.architectures.architecture import Architecture
+from loratools.bases.weights import Base
 from loratools.errors import ArchitectureMismatch, UsageError, nearest
 from loratools.formats.format import ClipPrefix, Options
 from loratools.formats.opening import Reference
 from loratools.formats.original import ORIGINAL_KEY, Original, describe, restore
 from loratools.formats.registry import ORIGINAL, format_of
-from loratools.formats.render import Rendered, render, writers
+from loratools.formats.render import GROUPS_KEY, Rendered, render, writers
+from loratools.formats.runtimes import choose
+from loratools.formats.settle import scaled_in_factors
 from loratools.operations.finite import guarded
 from loratools.operations.lora import Lora, open_lora, tables
 from loratools.operations.pending import Pending
 from loratools.operations.plan import plan_of
 from loratools.operations.provenance import PROVENANCE_KEY
+from loratools.operations.to_kind import Plain, as_lora, open_model, require_options
 
 
 def convert(
     reference: Reference | Lora,
     *,
-    to: str,
+    to: str | None = None,
+    runtime: str | None = None,
     arch: str | None = None,
     dtype: str | None = None,
     alpha: str = "keep",
     components: Sequence[str] | None = None,
     clip_prefix: ClipPrefix | None = None,
+    to_kind: str | None = None,
+    rank: int | None = None,
+    error: float | None = None,
+    base: Reference | None = None,
+    threads: int = 1,
     allow_lossy: bool = False,
     allow_partial: bool = False,
     allow_nonfinite: bool = False,
     unsafe_pickle: bool = False,
 ) -> Pending:
-    """Plan a conversion to a format of `loratools formats`, or to "original".
+    """Plan a conversion to a format of `loratools formats`, or to "original"; or, instead of `to`, for a `runtime`
+    (diffusers, peft, comfyui, a1111, kohya, vllm), whose row picks the format, the alpha policy and the components.
 
     `dtype` is a safetensors name (F16, BF16, F32); `alpha` "fold" multiplies it into the factors. Where such arithmetic
     meets NaN or infinity, NonFinite is raised when the values are asked for, unless `allow_nonfinite`; bytes that are
-    copied are not looked at. Raises UnknownKeys, NotRepresentable, ArchitectureMismatch, UsageError, and what opening
-    and parsing raise.
+    copied are not looked at.
+
+    `to_kind` "lora" makes every layer a plain LoRA: by algebra where its rank stays below the weight's, else by a
+    truncated SVD to `rank`, or to the relative `error` (1e-5); that is computed now, `threads` layers at once. `base`
+    is the base model, which DoRA, (IA)³, GLoRA, OFT and BOFT need. Raises UnknownKeys, NotRepresentable,
+    ArchitectureMismatch, UsageError, and what opening and parsing raise.
     """
+    if (to is None) == (runtime is None):
+        raise UsageError("give exactly one of a format and a runtime", hint="--to FORMAT or --for RUNTIME")
     lora = open_lora(reference, arch=arch, unsafe_pickle=unsafe_pickle)
+    if runtime is not None:
+        choice = choose(runtime, lora.reading, components, plain=to_kind is not None, allow_lossy=allow_lossy)
+        to, alpha, components = choice.to, choice.alpha or alpha, choice.components
+    assert to is not None
+    require_options(to, to_kind, rank=rank, error=error, base=base)
+    model = None if base is None else open_model(base, lora, unsafe_pickle=unsafe_pickle)
     if not allow_partial:
         lora.reading.require_known()
     if alpha not in ("keep", "fold"):
         raise UsageError(f"unknown alpha policy {alpha!r}", hint="keep or fold")
     form = None if to == ORIGINAL else format_of(to)
     left = [f"{item.key}: {item.kind}" for item in lora.reading.unknown]
-    chosen: list[tuple[str | None, AdapterSet, Rendered]] = []
-    for table in tables(lora) or (None,):
+    chosen: list[_Choice] = []
+    for table in _fitting(lora, model):
         source, dropped = _selected(lora.reading.bind(table.id) if table else lora.adapter_set, components)
-        changed = _changed(source, dtype, alpha, allow_nonfinite=allow_nonfinite)
+        plain = None
+        if to_kind is not None:
+            weights = model.of(table) if model else None
+            plain = as_lora(
+                source, tables(lora), weights, rank=rank, error=error, allow_lossy=allow_lossy, threads=threads
+            )
+            source, dropped = plain.source, [*dropped, *plain.lost]
+        settled = plain.adapters if plain else scaled_in_factors(source, form)
+        changed = _changed(settled, dtype, alpha, allow_nonfinite=allow_nonfinite)
         if form is None:
             rendered = restore(changed, Original.of(source, path=lora.name), table, allow_lossy=allow_lossy)
         else:
+            if settled is source or (plain and not plain.changes):
+                described = _described(changed, source, table, lora)
+            else:
+                described = _undescribed(changed)
             by_component = writers(changed, form, table, Options(clip_prefix), tables(lora))
-            rendered = render(_described(changed, source, table, lora), form, by_component, allow_lossy=allow_lossy)
-        chosen.append((table.id if table else None, source, rendered))
+            rendered = render(described, form, by_component, allow_lossy=allow_lossy)
+        folded = plain is None and settled is not source
+        chosen.append(_Choice(table.id if table else None, source, rendered, plain, tuple(dropped), folded))
     _agreed(lora, chosen)
-    table_id, source, rendered = chosen[0]
+    first = chosen[0]
+    source, rendered, plain = first.source, first.rendered, first.plain
     folder = form.folder if form else Original.of(source, path=lora.name).folder
     name = form.id if form else Original.of(source, path=lora.name).format
     parameters = {
         "to": to,
+        "runtime": runtime,
         "arch": arch,
         "dtype": dtype,
         "alpha": None if alpha == "keep" else alpha,
         "components": list(components) if components else None,
         "clip_prefix": clip_prefix,
+        "to_kind": to_kind,
+        "rank": rank,
+        "error": error,
         "allow_lossy": allow_lossy,
         "allow_partial": allow_partial,
         "allow_nonfinite": allow_nonfinite,
     }
-    plan = plan_of(lora, rendered, name, table_id or lora.architecture, left_out=(*left, *dropped))
+    costs = tuple(plain.costs.values()) if plain and plain.changes else ()
+    plan = plan_of(
+        lora, rendered, name, first.table or lora.architecture, left_out=(*left, *first.dropped), costs=costs
+    )
     arithmetic = dtype is not None or alpha == "fold"
     return Pending(
         lora,
@@ -86,7 +130,29 @@ def convert(
         arithmetic,
         lora.reading.warnings,
         allow_nonfinite,
+        plain if plain and plain.changes else None,
+        first.folded,
     )
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """What the file would become as one of its candidate architectures reads it."""
+
+    table: str | None
+    source: AdapterSet
+    rendered: Rendered
+    plain: Plain | None
+    dropped: tuple[str, ...]
+    folded: bool
+
+
+def _fitting(lora: Lora, model: Base | None) -> tuple[Architecture | None, ...]:
+    """The tables that the file may be read by, and the base model too; None stands for a model without one."""
+    found = tables(lora)
+    if model is None or not found:
+        return found or (None,)
+    return tuple(table for table in found if table.id in model.candidates)
 
 
 def _without(source: AdapterSet, rendered: Rendered) -> AdapterSet:
@@ -131,16 +197,22 @@ def _described(changed: AdapterSet, source: AdapterSet, table: Architecture | No
     return replace(changed, metadata={**metadata, ORIGINAL_KEY: original.to_json()})
 
 
-def _agreed(lora: Lora, chosen: Sequence[tuple[str | None, AdapterSet, Rendered]]) -> None:
+def _undescribed(changed: AdapterSet) -> AdapterSet:
+    """The set without a record of its spelling: its factors are others, and no spelling gives the old ones back."""
+    spoken = (PROVENANCE_KEY, ORIGINAL_KEY, GROUPS_KEY)
+    return replace(changed, metadata={key: value for key, value in changed.metadata.items() if key not in spoken})
+
+
+def _agreed(lora: Lora, chosen: Sequence[_Choice]) -> None:
     """Go on with several candidates only where all of them would write the same file."""
-    first = _layout(chosen[0][2]) if len(chosen) > 1 else []
-    for name, _, rendered in chosen[1:]:
-        if _layout(rendered) != first:
+    first = _layout(chosen[0].rendered) if len(chosen) > 1 else []
+    for other in chosen[1:]:
+        if _layout(other.rendered) != first:
             raise ArchitectureMismatch(
-                f"the file fits {chosen[0][0]} and {name}, which this format spells differently",
+                f"the file fits {chosen[0].table} and {other.table}, which this format spells differently",
                 path=lora.name,
-                hint=f"say which with --arch {chosen[0][0]}",
-                candidates=[candidate for candidate, _, _ in chosen],
+                hint=f"say which with --arch {chosen[0].table}",
+                candidates=[choice.table for choice in chosen],
             )
 
 

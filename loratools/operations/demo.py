@@ -12,9 +12,9 @@ from typing import Any
 
 from loratools.errors import OutputExists, OutputRefused
 from loratools.operations.compare import Comparison, compare
+from loratools.operations.conversion import Conversion
 from loratools.operations.convert import convert
 from loratools.operations.inspect import Inspection, inspect
-from loratools.operations.pending import Conversion
 
 # (target format, source of the conversion, output): every format in turn, and back to the first spelling
 _CHAIN: tuple[tuple[str, str, str], ...] = (

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from loratools.adapters.adapter import Adapter
+from loratools.adapters.blame import named
 from loratools.errors import NonFinite
 from loratools.tensors.lazy import LazyTensor
 
@@ -49,7 +50,8 @@ def _checked(before: Adapter, role: str, made: LazyTensor, *, allow: bool) -> La
     name = key or f"{before.target.name} ({role})"
 
     def produce() -> bytes:
-        sound = is_finite(source)
+        with named(before):
+            sound = is_finite(source)
         if not sound and not allow:
             raise NonFinite(f"{name} holds NaN or infinity", path=path, key=key, hint=_ALLOW)
         data = made.tobytes()

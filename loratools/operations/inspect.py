@@ -16,6 +16,7 @@ from loratools.formats.collect import collect
 from loratools.formats.configs import as_number
 from loratools.formats.opening import Opened, Part, Reference, open_reference
 from loratools.formats.parse import Reading, parse
+from loratools.formats.runtimes import loads, runtime_of
 from loratools.operations.producer import base_model, producer, training, trigger_words
 from loratools.operations.weights import Health, health
 
@@ -45,13 +46,17 @@ def inspect(
     unsafe_pickle: bool = False,
     weights: bool = False,
     modules: bool = False,
+    runtime: str | None = None,
     threads: int = 1,
 ) -> Inspection:
     """Say what a reference is. `weights` also reads the values: norms, NaN, dead modules, singular values.
 
-    Raises MalformedFile, UnsafeFile and NonFinite for what cannot be read, and ArchitectureMismatch where `arch` does
-    not fit; any well-formed file gets an answer, whatever it is.
+    `runtime` (an id of formats.runtimes) adds, for every key, whether that runtime loads it, and why not. Raises
+    UsageError for an unknown runtime, MalformedFile, UnsafeFile and NonFinite for what cannot be read, and
+    ArchitectureMismatch where `arch` does not fit; any well-formed file gets an answer, whatever it is.
     """
+    if runtime is not None:
+        runtime_of(runtime)
     opened = open_reference(reference, unsafe_pickle=unsafe_pickle)
     if opened.layout == "pipeline":
         return _other(opened)
@@ -64,17 +69,18 @@ def inspect(
             raise
         return _unplaced(opened, error)
     found = health(reading.adapters.adapters, threads=threads) if weights else None
-    return _adapter(reading, found, modules=modules)
+    return _adapter(reading, found, modules=modules, runtime=runtime)
 
 
-def _adapter(reading: Reading, values: Health | None, *, modules: bool) -> Inspection:
+def _adapter(reading: Reading, values: Health | None, *, modules: bool, runtime: str | None) -> Inspection:
     """The document of an adapter file."""
     held = reading.adapters
     dialect = held.dialect
     warnings = list(reading.warnings)
     if len(held.architectures) > 1 and reading.settled is None:
         warnings.append(f"fits {', '.join(held.architectures)} alike; --arch tells convert which")
-    document = {
+    answers = loads(reading)
+    document: dict[str, Any] = {
         **_frame(reading.opened, "adapter", dialect.format),
         "producer": producer(held),
         "architecture": reading.settled,
@@ -94,9 +100,14 @@ def _adapter(reading: Reading, values: Health | None, *, modules: bool) -> Inspe
             {"key": item.key, "class": item.kind, **({"nearest": item.near} if item.near else {})}
             for item in reading.unknown
         ],
+        "loaders": {answer.runtime: answer.to_dict() for answer in answers},
         "warnings": warnings,
         "evidence": list(reading.evidence),
     }
+    asked = next((answer for answer in answers if answer.runtime == runtime), None)
+    if asked is not None:
+        strangers = [{"key": item.key, "loads": False, "reason": f"{item.kind} key"} for item in reading.unknown]
+        document["loading"] = {"runtime": asked.runtime, "keys": [*asked.rows(), *strangers]}
     if values is not None:
         document["weights"] = values.to_dict()
     rows = tuple(_row(item) for item in held.adapters) if modules else None
@@ -183,6 +194,7 @@ def _other(opened: Opened) -> Inspection:
         "metadata": metadata,
         "extras": [],
         "unknown_keys": [{"key": key, "class": "unknown"} for key in unmatched],
+        "loaders": {},
         "warnings": [f"{key} has a size that no known variant has" for key in (found.misfits if found else ())],
         "evidence": [],
     }

@@ -10,17 +10,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loratools.adapters.adapter import Adapter, AdapterSet
+from loratools.adapters.proof import prove
 from loratools.errors import InternalError, LoratoolsError, NotRepresentable, OutputRefused, UsageError
 from loratools.formats.configs import DIFFUSERS_KEY
 from loratools.formats.opening import CONFIG
 from loratools.formats.registry import ORIGINAL
 from loratools.formats.render import OutputFile, Rendered
+from loratools.operations.conversion import Conversion
+from loratools.operations.dense_proof import DenseProver
 from loratools.operations.hashes import HASH_KEYS, recomputed
 from loratools.operations.lora import Lora, open_lora
 from loratools.operations.plan import Plan
 from loratools.operations.proof import ProofReport, prove_output
 from loratools.operations.provenance import PROVENANCE_KEY, InputHashes, record
+from loratools.operations.to_kind import Plain
 from loratools.tensors.output import check_free_space, guard_folder, guard_output
+from loratools.tensors.source import LocalFile
 from loratools.tensors.writer import Progress, write, write_folder
 
 if TYPE_CHECKING:
@@ -31,36 +36,6 @@ WEIGHTS = "adapter_model.safetensors"
 # alpha rounded to float32 where the target cannot hold it (rsLoRA).
 _EXACT_LIMIT = 1e-12
 _ROUNDED_LIMIT = 1e-6
-
-
-@dataclass(frozen=True)
-class Conversion:
-    """What was written, and its proof. `skipped` when the output was already made from these inputs."""
-
-    path: Path
-    format: str
-    architecture: str | None
-    size: int
-    payload_sha256: str | None
-    proof: ProofReport | None
-    lost: tuple[str, ...]
-    warnings: tuple[str, ...]
-    skipped: bool = False
-
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON document."""
-        return {
-            "schema": "loratools.convert/1",
-            "path": str(self.path),
-            "format": self.format,
-            "architecture": self.architecture,
-            "size": self.size,
-            "payload_sha256": self.payload_sha256,
-            "proof": self.proof.to_dict() if self.proof else None,
-            "lost": list(self.lost),
-            "warnings": list(self.warnings),
-            "skipped": self.skipped,
-        }
 
 
 @dataclass(frozen=True)
@@ -76,6 +51,15 @@ class Pending:
     arithmetic: bool
     warnings: tuple[str, ...] = field(default=())
     allow_nonfinite: bool = False
+    plain: Plain | None = None
+    folded: bool = False
+
+    @property
+    def inputs(self) -> tuple[LocalFile, ...]:
+        """Every file that the output is made from: the adapter's, and those of the base model."""
+        base = self.plain.base if self.plain else None
+        components = list(dict.fromkeys(item.target.component for item in self.source.adapters))
+        return (*self.lora.reading.opened.files, *(base.files(components) if base else ()))
 
     @property
     def adapters(self) -> tuple[Adapter, ...]:
@@ -95,7 +79,7 @@ class Pending:
         """The plan for an output, with the disk space that is free there; raises what `save` would before it writes."""
         path = Path(out)
         self._require_place(path)
-        files = self.lora.reading.opened.files
+        files = self.inputs
         if self._is_folder(path):
             guard_folder(path, files, self._contents(), overwrite=overwrite)
         else:
@@ -116,7 +100,7 @@ class Pending:
         """Write, verify, prove. Raises OutputExists, OutputRefused, ResourceError; InternalError when a proof fails."""
         path = Path(out)
         self._require_place(path)
-        files = self.lora.reading.opened.files
+        files = self.inputs
         hashes = InputHashes(files)
         try:
             if if_needed and _made_from(path, record("convert", self.parameters, hashes.inputs())):
@@ -159,12 +143,15 @@ class Pending:
 
         Where every byte is only moved, the proof compares each with its source, which says more than a hash.
         """
-        moved = not self.arithmetic and all(step.what in ("untouched", "slice") for step in self.rendered.steps)
+        untouched = all(step.what in ("untouched", "slice") for step in self.rendered.steps)
+        moved = untouched and not self.arithmetic and self.plain is None
         named = any(key in file.metadata for file in self.rendered.files for key in HASH_KEYS)
         return named or self._may_round() or not moved
 
     def _may_round(self) -> bool:
         """Whether an alpha may not be the source's to the last bit, though nobody asked for arithmetic."""
+        if self.folded:
+            return True
         stabilized = any(item.alpha.rank_stabilized for item in (*self.adapters, *self.source.adapters))
         # An original configuration returns word for word: its alpha may be what the source had to round.
         restated = self.parameters["to"] == ORIGINAL and any(
@@ -185,6 +172,7 @@ class Pending:
             self.plan.lost,
             (*self.warnings, *(proof.warnings if proof else ())),
             skipped,
+            self.plan.costs,
         )
 
     def _name(self, file: OutputFile) -> str:
@@ -242,12 +230,20 @@ class Pending:
         """Re-open the output as a stranger would, parse it from its own keys, and compare it with the source."""
         found = open_lora(written, arch=self.plan.architecture)
         found.reading.require_known()
+        dense = DenseProver(self.plain) if self.plain else None
         report = prove_output(
-            self.source.adapters, found.adapters, threads=threads, allow_nonfinite=self.allow_nonfinite
+            self.source.adapters,
+            found.adapters,
+            threads=threads,
+            allow_nonfinite=self.allow_nonfinite,
+            prover=dense or prove,
         )
-        limit = float("inf") if self.arithmetic else _ROUNDED_LIMIT if self._may_round() else _EXACT_LIMIT
+        limit = float("inf") if self.arithmetic or dense else _ROUNDED_LIMIT if self._may_round() else _EXACT_LIMIT
         if not report.worst <= limit:
             reason = f"{report.worst_module} differs by {report.worst:.3g}"
+        elif dense and dense.beyond and not self.arithmetic:
+            name, error = max(dense.beyond, key=lambda item: item[1])
+            reason = f"{name} differs by {error:.3g}, more than was promised"
         elif not _same_extras(self.source, found.adapter_set):
             reason = "a tensor saved whole differs"
         elif not self._needs_digest() and (report.exact or report.measured):

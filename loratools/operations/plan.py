@@ -9,6 +9,7 @@ from typing import Any
 from loratools.formats.render import Rendered
 from loratools.model import Target
 from loratools.operations.lora import Lora
+from loratools.operations.to_kind import Cost
 from loratools.tensors.lazy import CHUNK, Computed
 
 _START_UP = 48 << 20  # what the interpreter, the tables and the header of a large adapter take
@@ -17,7 +18,8 @@ _START_UP = 48 << 20  # what the interpreter, the tables and the header of a lar
 @dataclass(frozen=True, slots=True)
 class Plan:
     """Plain values. `steps` counts what regrouping did; `computed` are the tensors that need arithmetic; `files` are
-    (name, tensors, bytes of data); `peak_memory` is an estimate in bytes; `free_disk` is known once OUT (`path`) is.
+    (name, tensors, bytes of data); `costs` is what other kinds cost as plain LoRA; `peak_memory` is an estimate in
+    bytes; `free_disk` is known once OUT (`path`) is.
     """
 
     source: str
@@ -33,6 +35,7 @@ class Plan:
     lost: tuple[str, ...]
     notes: tuple[str, ...]
     peak_memory: int
+    costs: tuple[Cost, ...] = ()
     path: str | None = None
     free_disk: int | None = None
 
@@ -53,6 +56,7 @@ class Plan:
             "lost": list(self.lost),
             "notes": list(self.notes),
             "peak_memory": self.peak_memory,
+            "to_kind": [cost.to_dict() for cost in self.costs],
             "path": self.path,
             "free_disk": self.free_disk,
         }
@@ -70,7 +74,15 @@ def _short(target: Target) -> str:
     return f"{target.component}:{stem}({', '.join('.'.join(path[shared:]) for path in paths)})"
 
 
-def plan_of(lora: Lora, rendered: Rendered, form: str, architecture: str | None, *, left_out: tuple[str, ...]) -> Plan:
+def plan_of(
+    lora: Lora,
+    rendered: Rendered,
+    form: str,
+    architecture: str | None,
+    *,
+    left_out: tuple[str, ...],
+    costs: tuple[Cost, ...] = (),
+) -> Plan:
     """The plan that a rendering is."""
     tensors = [tensor for file in rendered.files for tensor in file.tensors.values()]
     source = {key for part in lora.reading.opened.parts for key in part.source}
@@ -95,4 +107,5 @@ def plan_of(lora: Lora, rendered: Rendered, form: str, architecture: str | None,
         lost=(*rendered.lost, *left_out),
         notes=lora.reading.warnings,
         peak_memory=_START_UP + 2 * CHUNK + 4 * largest,
+        costs=costs,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -37,9 +37,14 @@ class ProofReport:
 
 
 def prove_output(
-    source: Sequence[Adapter], output: Sequence[Adapter], *, threads: int = 1, allow_nonfinite: bool = False
+    source: Sequence[Adapter],
+    output: Sequence[Adapter],
+    *,
+    threads: int = 1,
+    allow_nonfinite: bool = False,
+    prover: Callable[[Sequence[Adapter], Sequence[Adapter]], Proof] = prove,
 ) -> ProofReport:
-    """Compare two sets of adapters cluster by cluster; modules in parallel, one thread inside each.
+    """Compare two sets of adapters cluster by cluster with `prover`; modules in parallel, one thread inside each.
 
     Raises NonFinite where a delta has no error to measure. With `allow_nonfinite` a module whose source holds NaN or
     infinity is not counted but named in the warnings.
@@ -48,7 +53,7 @@ def prove_output(
 
     def one(pair: tuple[list[Adapter], list[Adapter]]) -> Proof | None:
         try:
-            return prove(*pair)
+            return prover(*pair)
         except NonFinite:
             if allow_nonfinite and holds_nonfinite(pair[0]):
                 return None

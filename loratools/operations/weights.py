@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loratools.adapters.adapter import Adapter
+from loratools.adapters.blame import named
 from loratools.adapters.kind import kind_of
 
 _SHOWN = 8
@@ -62,7 +63,8 @@ def health(adapters: Sequence[Adapter], *, threads: int = 1) -> Health:
 def _module(item: Adapter) -> ModuleHealth:
     import torch
 
-    tensors = [tensor.load() for tensor in item.factors.values()]
+    with named(item):
+        tensors = [tensor.load() for tensor in item.factors.values()]
     bad = sum(int((~torch.isfinite(tensor.float())).sum()) for tensor in tensors if tensor.is_floating_point())
     kind = kind_of(item.kind)
     if bad or item.kind != "lora" or kind.needs_base(item.factors):

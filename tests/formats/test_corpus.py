@@ -25,6 +25,10 @@ CORPUS = os.environ.get("LORATOOLS_CORPUS")
 EXPECTED = json.loads((Path(CORPUS) / "EXPECTED.json").read_text()) if CORPUS else {}
 REGISTERED = {known.id for known in ARCHITECTURES}
 FORMAT_IDS = {form.id for form in FORMATS}
+# what is read and, but for the way back, not written
+READABLE = FORMAT_IDS | {"cloneofsimo", "diffusers-attn-procs", "diffusers-old", "lycoris", "onetrainer"}
+# a fixture made by hand whose factors make no Kronecker product of Flux' sizes
+BROKEN = {"lora_flux1_lokr_bfl_fixture.json"}
 # Names and shapes leave open what metadata would settle:
 # (IA)³ vectors on the outputs of SD1's and SD2's projections have one length.
 # And three layers of Qwen-Image's double blocks have the names and the sizes of Flux'.
@@ -40,7 +44,8 @@ def tabled(name):
 
 
 def ours(name):
-    return EXPECTED[name]["role"] == "adapter" and tabled(name) and bool(set(EXPECTED[name]["format"]) & FORMAT_IDS)
+    truth = EXPECTED[name]
+    return truth["role"] == "adapter" and tabled(name) and name not in BROKEN and bool(set(truth["format"]) & READABLE)
 
 
 def in_family(candidate, truth):

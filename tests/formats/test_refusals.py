@@ -109,7 +109,7 @@ def test_one_adapter_name_is_taken_off(tmp_path):
 STRAYS = {
     "a misspelt layer": "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn3_to_k.lora_down.weight",
     "a stray prefix": "diffusion_model_input_blocks_1_1_proj_in.lora_down.weight",
-    "no adapter": "bundle_emb.word.string_to_param.*",
+    "no adapter": "embedding.word.string_to_param.*",
     "a layer number out of bounds": "lora_unet_up_blocks_4_resnets_0_conv1.lora_down.weight",
     "another suffix": "lora_unet_mid_block_attentions_0_proj_in.lora_sideways.weight",
 }

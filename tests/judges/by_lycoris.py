@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,17 @@ UNET = (
     "up_blocks.0.upsamplers.0.conv",
     "up_blocks.3.resnets.2.time_emb_proj",
 )
+UNET_SDXL = (
+    "conv_in",
+    "down_blocks.1.attentions.0.proj_in",
+    "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q",
+    "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k",
+    "down_blocks.1.attentions.0.transformer_blocks.0.ff.net.0.proj",
+    "down_blocks.0.downsamplers.0.conv",
+    "down_blocks.1.resnets.0.conv_shortcut",
+    "mid_block.attentions.0.transformer_blocks.0.attn1.to_out.0",
+    "up_blocks.2.resnets.2.time_emb_proj",
+)
 UNET_NORMS = (
     "down_blocks.0.attentions.0.norm",
     "down_blocks.0.attentions.0.transformer_blocks.0.norm2",
@@ -86,7 +97,8 @@ def make(pipeline_folder: Path, out: Path, kind: str, *, architecture: str = "sd
 
     pipeline = DiffusionPipeline.from_pretrained(pipeline_folder, local_files_only=True)
     models = {"unet": pipeline.unet, "text_encoder": _nested(pipeline.text_encoder)}
-    network = create_network(models, kind)
+    sdxl = architecture == "sdxl"
+    network = create_network(models, kind, unet=UNET_SDXL if sdxl else UNET)
     modules: dict[str, tuple[str, str, Any]] = {}
     for component, prefix in (("unet", "lora_unet_"), ("text_encoder", "lora_te_")):
         for path, _ in models[component].named_modules():
@@ -112,15 +124,14 @@ def make(pipeline_folder: Path, out: Path, kind: str, *, architecture: str = "sd
             biases[place(component, path)] = bias
         for leaf, tensor in lora.state_dict().items():
             data = tensor.detach()
-            tensors[f"{lora.lora_name}.{leaf}"] = (
-                (data.float() if data.is_floating_point() else data).contiguous().clone()
-            )
+            name = lora.lora_name.replace("lora_te_", "lora_te1_") if sdxl else lora.lora_name
+            tensors[f"{name}.{leaf}"] = (data.float() if data.is_floating_point() else data).contiguous().clone()
     save_file(tensors, out, metadata={"ss_network_module": "lycoris.kohya"})
     return Truth(out, architecture, deltas, biases)
 
 
-def create_network(models: Mapping[str, nn.Module], kind: str) -> Any:
-    """The lycoris network of `kind` over UNET and TEXT; targets are set each time, as lycoris keeps them globally."""
+def create_network(models: Mapping[str, nn.Module], kind: str, *, unet: Sequence[str] = UNET) -> Any:
+    """The lycoris network of `kind` over `unet` and TEXT; targets are set each time, as lycoris keeps them globally."""
     from lycoris.kohya import LycorisNetworkKohya
 
     norm = bool(KINDS[kind].get("train_norm"))
@@ -129,7 +140,7 @@ def create_network(models: Mapping[str, nn.Module], kind: str) -> Any:
         {
             "enable_conv": True,
             "unet_target_module": [],
-            "unet_target_name": [re.escape(path) + "$" for path in (UNET_NORMS if norm else UNET)],
+            "unet_target_name": [re.escape(path) + "$" for path in (UNET_NORMS if norm else unet)],
             "text_encoder_target_module": [],
             "text_encoder_target_name": [re.escape(path) + "$" for path in (TEXT_NORMS if norm else TEXT)],
             "module_algo_map": {},

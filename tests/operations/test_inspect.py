@@ -7,9 +7,11 @@ import pytest
 import torch
 
 import loratools as lt
-from loratools.errors import MalformedFile, PathNotFound
+from loratools.cli.options import RUNTIMES
+from loratools.errors import MalformedFile, PathNotFound, UsageError
+from loratools.formats import runtimes
 from tests.files import save
-from tests.operations.making import METADATA, MODULES, file, tensors
+from tests.operations.making import METADATA, MODULES, QUERY, file, tensors
 
 # The contract within schema /1: keys may be added, never renamed or retyped.
 PROMISED = {
@@ -33,6 +35,7 @@ PROMISED = {
     "trigger_words": list,
     "metadata": dict,
     "unknown_keys": list,
+    "loaders": dict,
     "warnings": list,
     "evidence": list,
 }
@@ -75,7 +78,7 @@ def test_an_adapter_is_described_by_its_numbers(tmp_path):
 
 
 def test_weights_are_measured_as_dense_svd_does(tmp_path):
-    from tests.operations.making import QUERY, QUERY_NAME, delta
+    from tests.operations.making import QUERY_NAME, delta
 
     held = tensors()
     found = lt.inspect(save(held, tmp_path / "in.safetensors", METADATA), weights=True).to_dict()["weights"]
@@ -87,7 +90,7 @@ def test_weights_are_measured_as_dense_svd_does(tmp_path):
 
 
 def test_weights_count_what_is_not_finite_and_name_what_is_dead(tmp_path):
-    from tests.operations.making import KEY, QUERY
+    from tests.operations.making import KEY
 
     held = tensors()
     held[f"{QUERY}.lora_up.weight"].view(-1)[:2] = torch.tensor([float("nan"), float("inf")])
@@ -102,6 +105,41 @@ def test_modules_lists_every_adapter(sd1):
     assert len(rows) == 6
     assert {row["rank"] for row in rows} == {4}
     assert {row["scale"] for row in rows} == {0.5}
+
+
+def test_every_runtime_has_its_share_with_reasons(sd1, peft_folder):
+    for reference in (sd1, peft_folder):
+        document = lt.inspect(reference).to_dict()
+        assert tuple(document["loaders"]) == RUNTIMES
+        for share in document["loaders"].values():
+            assert share["of"] == document["adapters"]
+            assert share["loaded"] + sum(row["count"] for row in share["reasons"]) == share["of"]
+    assert document["loaders"]["peft"]["loaded"] == document["adapters"]
+    assert document["loaders"]["diffusers"]["loaded"] == 0
+
+
+def test_for_a_runtime_every_key_is_answered(run, tmp_path):
+    held = tensors()
+    held[f"{QUERY}.alpha"] = torch.tensor(1.0)
+    path = save({**held, "mystery": torch.ones(2)}, tmp_path / "in.safetensors", METADATA)
+    rows = json.loads(run("inspect", path, "--for", "comfyui", "--json").stdout)["loading"]["keys"]
+    assert {row["key"] for row in rows} == {*held, "mystery"}
+    assert [row["key"] for row in rows if row["loads"] is not True] == ["mystery"]
+    whole = lt.inspect(path, runtime="diffusers").to_dict()
+    assert not any(row["loads"] for row in whole["loading"]["keys"])
+    page = run("inspect", path, "--for", "diffusers").stdout
+    assert "refuses the file: a key has no `lora` in it" in page
+    assert QUERY in page
+
+
+def test_an_unknown_runtime_is_a_usage_error(run, sd1):
+    assert run("inspect", sd1, "--for", "comfy").returncode == 2
+    with pytest.raises(UsageError, match="comfy"):
+        lt.inspect(sd1, runtime="comfy")
+
+
+def test_the_command_line_names_every_runtime():
+    assert tuple(row.id for row in runtimes.RUNTIMES) == RUNTIMES
 
 
 def test_several_references_answer_in_order_as_one_alone_does(run, sd1, sdxl, peft_folder):

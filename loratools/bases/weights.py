@@ -1,0 +1,198 @@
+"""The weights of a base model by component and canonical path, however its files name, fuse, turn or shard them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+
+from loratools.adapters.factors import transposed
+from loratools.architectures.architecture import Architecture, shapes
+from loratools.architectures.naming import Placement, skeleton
+from loratools.architectures.registry import ARCHITECTURES
+from loratools.bases.companions import companion
+from loratools.bases.identify import identify
+from loratools.bases.matching import Match, Part, matches
+from loratools.errors import ArchitectureMismatch, UnsupportedFile, WrongRole
+from loratools.model import Target
+from loratools.tensors.lazy import LazyTensor, stack_rows
+from loratools.tensors.source import LocalFile, TensorSource
+
+Named = tuple[str | None, TensorSource]
+
+
+@dataclass(frozen=True, slots=True)
+class Native:
+    """A weight, or a bias, as its file holds it: the tensor, its key, and where its canonical paths lie in it."""
+
+    tensor: LazyTensor
+    key: str
+    placement: Placement
+    source: TensorSource
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model that has been identified, not read; `candidates` are the architectures that fit all its parts."""
+
+    name: str
+    candidates: tuple[str, ...]
+    parts: tuple[Named, ...]
+
+    def of(self, table: Architecture | None) -> BaseWeights:
+        """Its weights by the paths of an architecture; None is a model whose own names are its canonical ones."""
+        weights: dict[tuple[str, str], Native] = {}
+        biases: dict[tuple[str, str], Native] = {}
+        for component, source in self.parts:
+            placed = _placed(component, source, table) if table else _verbatim(source)
+            for name, part in placed.items():
+                for key, placement in part.keys.items():
+                    leaf = key[len(part.prefix) :]
+                    held = weights if leaf == placement.weight_key else biases
+                    if held is biases and leaf != placement.bias_key:
+                        continue
+                    native = Native(source[key], key, placement, source)
+                    held.update({(name, path): native for path in placement.paths})
+        known = tuple(item for item in ARCHITECTURES if item.id in self.candidates)
+        return BaseWeights(self.name, known, weights, biases)
+
+
+@dataclass(frozen=True)
+class BaseWeights:
+    """Lazy weights and biases in canonical layout: parts of a fused row cut out, halves and transposes undone."""
+
+    name: str
+    known: tuple[Architecture, ...]
+    weights: Mapping[tuple[str, str], Native]
+    biases: Mapping[tuple[str, str], Native]
+
+    def weight(self, component: str, path: str) -> LazyTensor | None:
+        """The weight [out, in, kernel…] of a canonical path, or None where the files do not hold it."""
+        native = self._at(self.weights, component, path)
+        if native is None:
+            return None
+        tensor = native.tensor
+        if native.placement.layout == "transpose":
+            tensor = transposed(tensor)
+        return self._shaped(_rows(native, tensor, path), component, path)
+
+    def bias(self, component: str, path: str) -> LazyTensor | None:
+        """The bias [out] of a canonical path, or None."""
+        native = self._at(self.biases, component, path)
+        return None if native is None else _rows(native, native.tensor, path)
+
+    def missing(self, target: Target) -> str | None:
+        """The first path of a target whose weight the files do not hold, or None."""
+        return next((path for path in target.paths if self._at(self.weights, target.component, path) is None), None)
+
+    def weight_of(self, target: Target) -> LazyTensor | None:
+        """The weights of all paths of a target stacked by rows, as an adapter of that target changes them."""
+        return _stacked([self.weight(target.component, path) for path in target.paths])
+
+    def bias_of(self, target: Target) -> LazyTensor | None:
+        """The biases of all paths of a target one after another, or None where one of them has none."""
+        return _stacked([self.bias(target.component, path) for path in target.paths])
+
+    def files(self, components: Sequence[str]) -> tuple[LocalFile, ...]:
+        """The files that hold weights of these components."""
+        found = {
+            file: None
+            for (component, _), native in self.weights.items()
+            if component in components
+            for file in native.source.files
+        }
+        return tuple(found)
+
+    def _at(self, held: Mapping[tuple[str, str], Native], component: str, path: str) -> Native | None:
+        found = held.get((component, path))
+        if found is None and not self.known:  # a model without a table is one component, whatever it is called
+            found = held.get(("", path))
+        return found
+
+    def _shaped(self, weight: LazyTensor, component: str, path: str) -> LazyTensor:
+        """A 1×1 convolution as all tables that fit have it: some files hold it as a matrix, or the reverse."""
+        numbers = {
+            len(table[path])
+            for known in self.known
+            for variant in known.variants
+            if path in (table := shapes(variant.shapes).get(component, {}))
+        }
+        dimensions = next(iter(numbers)) if len(numbers) == 1 else len(weight.shape)
+        if dimensions == len(weight.shape) or prod(weight.shape[2:]) != 1 or dimensions < 2 or len(weight.shape) < 2:
+            return weight
+        return weight.reshape(*weight.shape[:2], *(1,) * (dimensions - 2))
+
+
+def open_base(name: str, parts: Sequence[Named]) -> Base:
+    """Identify the parts of a base model: (component where a folder names it, its tensors).
+
+    Raises WrongRole for what holds no base model, UnsupportedFile for weights that are quantised with scales beside
+    them, ArchitectureMismatch where its parts fit no architecture together.
+    """
+    kept: list[Named] = []
+    candidates: list[tuple[str, ...]] = []
+    for component, source in parts:
+        found = identify({key: source[key].shape for key in source})
+        scaled = next((key for key in source if companion(key) == "quantisation"), None)
+        if scaled is not None:
+            why = "its weights are quantised with scales beside them, which are not read"
+            raise UnsupportedFile(why, path=source.name, key=scaled, hint="give it in a plain dtype")
+        if found is not None and found.role == "base":
+            kept.append((component, source))
+            candidates.append(found.candidates)
+    if not kept:
+        raise WrongRole("no base model, nor a component of one", path=name, hint="loratools inspect tells what it is")
+    shared = [item for item in candidates[0] if all(item in others for others in candidates)]
+    if not shared and any(candidates):
+        told = " and ".join(sorted({" or ".join(item) or "unknown" for item in candidates}))
+        raise ArchitectureMismatch(f"the parts of the base model are of different architectures ({told})", path=name)
+    return Base(name, tuple(shared), tuple(kept))
+
+
+def _placed(component: str | None, source: TensorSource, table: Architecture) -> Mapping[str, Part]:
+    """The keys of one source by component, as `table` reads them."""
+    sizes = {key: source[key].shape for key in source if companion(key) is None}
+    match: Match | None = next((item for item in matches(sizes) if item.architecture.id == table.id), None)
+    if match is None:
+        return {}
+    if component is None or component in match.parts or component not in table.by_name or len(match.parts) != 1:
+        return match.parts
+    # Encoders of one sort share their names: where sizes do not tell them apart, the folder does.
+    (part,) = match.parts.values()
+    naming = table.by_name[component].naming(part.naming)
+    if naming is None:
+        return match.parts
+    keys = {key: naming.at_native(*skeleton(placement.native)) for key, placement in part.keys.items()}
+    renamed = {key: placement for key, placement in keys.items() if placement is not None}
+    return {component: replace(part, component=component, keys=renamed)}
+
+
+def _verbatim(source: TensorSource) -> Mapping[str, Part]:
+    """Every weight and bias under its own name."""
+    keys = {
+        key: Placement(path, (path,), (1,), "rows")
+        for key in source
+        for path, dot, leaf in (key.rpartition("."),)
+        if dot and leaf in ("weight", "bias")
+    }
+    return {"": Part("", "", "", keys)}
+
+
+def _rows(native: Native, tensor: LazyTensor, path: str) -> LazyTensor:
+    """The rows of one path in canonical order."""
+    if native.placement.layout == "swap_halves":
+        tensor = tensor.swap_halves()
+    if len(native.placement.paths) == 1:
+        return tensor
+    sizes = Target("", native.placement.paths, native.placement.ratio).sizes(tensor.shape[0])
+    if sizes is None:
+        raise ArchitectureMismatch(
+            f"{tensor.shape[0]} rows cannot be shared out as {list(native.placement.ratio)}", key=native.key
+        )
+    at = native.placement.paths.index(path)
+    return tensor.rows(sum(sizes[:at]), sum(sizes[: at + 1]))
+
+
+def _stacked(parts: Sequence[LazyTensor | None]) -> LazyTensor | None:
+    found = [part for part in parts if part is not None]
+    return stack_rows(found) if len(found) == len(parts) else None

@@ -1,0 +1,39 @@
+"""ComfyUI's own names: `diffusion_model.…` and `text_encoders.clip_l.transformer.…`, one alpha tensor a layer."""
+
+from __future__ import annotations
+
+from loratools.architectures.architecture import Architecture, Component
+from loratools.architectures.text_encoders import comfy_word
+from loratools.formats.format import BUNDLE, Format, Options
+from loratools.formats.suffixes import WRITTEN
+from loratools.model import Spelling
+
+# The denoiser's names in ComfyUI are those of its first release; where it renames them on loading, its own.
+_NATIVE = ("comfy", "ldm", "bfl")
+
+
+def _spell(architecture: Architecture | None, component: Component | None, _: Options) -> Spelling | None:
+    """The names of the modules as ComfyUI builds them; None for models that it has not."""
+    if architecture is None or component is None:
+        return None
+    native = [name for name in _NATIVE if architecture.denoiser.naming(name)]
+    if not native:
+        return None
+    if component is architecture.denoiser:
+        return Spelling("diffusion_model.", native[0], False, WRITTEN["kohya"])
+    word = comfy_word(component.namings)
+    if word is None:
+        return None
+    return Spelling(f"text_encoders.{word}.transformer.", component.namings[0].name, False, WRITTEN["kohya"])
+
+
+# Without an alpha tensor ComfyUI takes scale 1, whatever the metadata say, so its alphas are kohya's.
+COMFY = Format(
+    id="comfy",
+    title="ComfyUI: its own dotted names by component, alpha tensors",
+    readers=("comfyui",),
+    alpha="tensor",
+    kinds=("boft", "full", "glora", "loha", "lokr", "lora", "norm", "oft"),  # its adapters have no (IA)³
+    spell=_spell,
+    extras=(BUNDLE,),
+)

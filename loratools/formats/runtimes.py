@@ -1,0 +1,115 @@
+"""The runtimes that files are for: what each would load of a file, and the format to write for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from loratools.errors import NotRepresentable, UsageError, nearest
+from loratools.formats.loading import Loading, Subject, Verdict, loading, subject_of
+from loratools.formats.loads_diffusers import LOADED, WITHOUT_LOADER, by_diffusers
+from loratools.formats.loads_others import (
+    STABLE_DIFFUSION,
+    by_a1111,
+    by_comfyui,
+    by_kohya,
+    by_peft,
+    by_vllm,
+    refused_by_vllm,
+)
+from loratools.formats.parse import Reading
+from loratools.formats.registry import FORMATS
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A row of the registry: how it judges a file, and which formats it reads, the one to write first.
+
+    A format stands there with the architectures that it is right for; none means all.
+    """
+
+    id: str
+    title: str
+    judge: Callable[[Subject], Sequence[Verdict]]
+    formats: tuple[tuple[str, tuple[str, ...]], ...]
+
+
+RUNTIMES: tuple[Runtime, ...] = (
+    Runtime("diffusers", "load_lora_weights of the architecture's pipeline", by_diffusers, (("diffusers", ()),)),
+    Runtime("peft", "PeftModel.from_pretrained, one folder a component", by_peft, (("peft", ()),)),
+    Runtime("comfyui", "ComfyUI", by_comfyui, (("kohya", (*STABLE_DIFFUSION, "flux1")), ("comfy", ()))),
+    Runtime("a1111", "A1111 and its kin", by_a1111, (("kohya", STABLE_DIFFUSION),)),
+    Runtime("kohya", "sd-scripts, musubi-tuner, LyCORIS", by_kohya, (("kohya", ()),)),
+    Runtime("vllm", "vLLM", by_vllm, (("peft", ("llm",)),)),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What `convert --for` writes: the format, "fold" where alpha goes into the factors, and which components."""
+
+    to: str
+    alpha: str | None = None
+    components: tuple[str, ...] | None = None
+
+
+def runtime_of(name: str) -> Runtime:
+    """The runtime of that id; UsageError with the nearest one where there is none."""
+    found = next((row for row in RUNTIMES if row.id == name), None)
+    if found is None:
+        known = [row.id for row in RUNTIMES]
+        raise UsageError(
+            f"unknown runtime {name!r}", hint=nearest(name, known) or f"known runtimes: {', '.join(known)}"
+        )
+    return found
+
+
+def loads(reading: Reading, runtime: str | None = None) -> tuple[Loading, ...]:
+    """What one runtime, or each of them, would load of a parsed file with the right delta."""
+    subject = subject_of(reading)
+    rows = RUNTIMES if runtime is None else (runtime_of(runtime),)
+    return tuple(loading(row.id, subject, row.judge(subject)) for row in rows)
+
+
+def choose(
+    name: str,
+    reading: Reading,
+    components: Sequence[str] | None = None,
+    *,
+    plain: bool = False,
+    allow_lossy: bool = False,
+) -> Choice:
+    """The format, alpha policy and components of a file for a runtime.
+
+    `components` are those that the caller asked for, `plain` says that every layer will be made a LoRA. Raises
+    NotRepresentable where the runtime has no way to load the file, or loads a part of its components alone unless
+    `allow_lossy`.
+    """
+    runtime = runtime_of(name)
+    subject = subject_of(reading)
+    family = "llm" if subject.architecture.split("-")[0] == "llm" else subject.architecture
+    known = {row.id for row in FORMATS}
+    to = next((to for to, only in runtime.formats if to in known and (not only or family in only)), None)
+    if to is None or (runtime.id == "diffusers" and family in (*WITHOUT_LOADER, "llm")):
+        raise NotRepresentable(
+            f"{runtime.id} is not known to load a LoRA for {subject.architecture}",
+            path=reading.opened.name,
+            hint="--to writes a format, whatever reads it",
+        )
+    asked = tuple(components) if components else None
+    if runtime.id == "vllm":
+        refused = refused_by_vllm(subject, plain=plain)
+        if refused is not None and refused.reason is not None:
+            raise NotRepresentable(f"vllm {refused.reason.text}", path=reading.opened.name)
+        # One alpha and one rank hold for all of its layers: a scale of 1 is the only one that fits every rank.
+        return Choice(to, "fold" if len({layer.adapter.scale for layer in subject.layers}) > 1 else None, asked)
+    present = asked or tuple(subject.by_component)
+    loaded = LOADED.get(family, present) if runtime.id == "diffusers" else present
+    left_out = [item for item in present if item not in loaded]
+    if left_out and not allow_lossy:
+        raise NotRepresentable(
+            f"{runtime.id} loads no {' and no '.join(left_out)} of {subject.architecture}",
+            path=reading.opened.name,
+            hint="--allow-lossy leaves it out; --to writes all of it",
+        )
+    return Choice(to, None, tuple(item for item in present if item in loaded) if left_out else asked)

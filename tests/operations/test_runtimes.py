@@ -1,0 +1,122 @@
+"""convert --for: the runtime's own row picks format, alpha policy and components; what it cannot load is refused."""
+
+import json
+from fractions import Fraction
+
+import pytest
+import torch
+
+import loratools as lt
+from loratools.errors import NotRepresentable, UsageError
+from tests.files import save
+
+LAYERS = "base_model.model.model.layers"
+
+
+def language_model(folder, *, ranks=(4, 4), alphas=(8, 8), extra=None, **config):
+    """A PEFT folder over two projections of two layers of a language model."""
+    folder.mkdir()
+    held, patterns = {}, {"rank_pattern": {}, "alpha_pattern": {}}
+    for at, (rank, alpha) in enumerate(zip(ranks, alphas, strict=True)):
+        for name in ("q_proj", "v_proj"):
+            held[f"{LAYERS}.{at}.self_attn.{name}.lora_A.weight"] = torch.randn(rank, 64)
+            held[f"{LAYERS}.{at}.self_attn.{name}.lora_B.weight"] = torch.randn(64, rank)
+        if at:
+            patterns = {
+                "rank_pattern": {f"layers.{at}.self_attn.{name}": rank for name in ("q_proj", "v_proj")},
+                "alpha_pattern": {f"layers.{at}.self_attn.{name}": alpha for name in ("q_proj", "v_proj")},
+            }
+    save({**held, **(extra or {})}, folder / "adapter_model.safetensors", {"format": "pt"})
+    said = {"peft_type": "LORA", "r": ranks[0], "lora_alpha": alphas[0], "target_modules": ["q_proj", "v_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps({**said, **patterns, **config}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("runtime", "form"),
+    [("diffusers", "diffusers"), ("peft", "peft"), ("comfyui", "kohya"), ("a1111", "kohya"), ("kohya", "kohya")],
+)
+def test_a_runtime_picks_its_format(sd1, tmp_path, runtime, form):
+    out = tmp_path / ("out" if form == "peft" else "out.safetensors")
+    result = lt.convert(sd1, runtime=runtime).save(out)
+    assert result.format == form
+    share = lt.inspect(out).to_dict()["loaders"][runtime]
+    assert (share["loaded"], share["reasons"]) == (share["of"], [])
+
+
+def test_exactly_one_of_format_and_runtime(run, sd1, tmp_path):
+    out = tmp_path / "out.safetensors"
+    with pytest.raises(UsageError):
+        lt.convert(sd1)
+    with pytest.raises(UsageError):
+        lt.convert(sd1, to="kohya", runtime="kohya")
+    assert run("convert", sd1, out, "--to", "kohya", "--for", "kohya").returncode == 2
+    assert run("convert", sd1, out, "--for", "kohia").returncode == 2
+    done = run("convert", sd1, out, "--for", "diffusers", "--json")
+    assert json.loads(done.stdout)["format"] == "diffusers"
+
+
+def test_vllm_gets_one_scale_for_all_layers(tmp_path):
+    source = language_model(tmp_path / "in", ranks=(4, 2), alphas=(8, 8))
+    share = lt.inspect(source).to_dict()["loaders"]["vllm"]
+    assert (share["loaded"], share["of"]) == (2, 4)
+    out = tmp_path / "out"
+    lt.convert(source, runtime="vllm").save(out)
+    config = json.loads((out / "adapter_config.json").read_text())
+    assert Fraction(config["lora_alpha"]) == config["r"]
+    assert lt.inspect(out).to_dict()["loaders"]["vllm"]["loaded"] == 4
+    assert lt.compare(source, out).worst < 1e-6
+
+
+def test_vllm_gets_the_same_bytes_where_one_scale_holds(tmp_path):
+    source = language_model(tmp_path / "in")
+    result = lt.convert(source, runtime="vllm").save(tmp_path / "out")
+    assert result.proof.identical == 4
+
+
+def test_vllm_is_refused_what_it_does_not_take(sd1, tmp_path):
+    saved = {"base_model.model.lm_head.weight": torch.zeros(8, 64)}
+    head = {
+        "base_model.model.lm_head.lora_A.weight": torch.zeros(4, 64),
+        "base_model.model.lm_head.lora_B.weight": torch.zeros(8, 4),
+    }
+    dora = {
+        f"{LAYERS}.{at}.self_attn.{name}.lora_magnitude_vector": torch.ones(64)
+        for at in (0, 1)
+        for name in ("q_proj", "v_proj")
+    }
+    for name, how, why in (
+        ("saved", {"extra": saved, "modules_to_save": ["lm_head"]}, "saved whole"),
+        ("head", {"extra": head}, "lm_head"),
+        ("dora", {"extra": dora, "use_dora": True}, "DoRA"),
+    ):
+        source = language_model(tmp_path / name, **how)
+        assert lt.inspect(source).to_dict()["loaders"]["vllm"]["loaded"] == 0
+        with pytest.raises(NotRepresentable, match=why):
+            lt.convert(source, runtime="vllm")
+    with pytest.raises(NotRepresentable):
+        lt.convert(sd1, runtime="vllm")
+
+
+def test_a_component_that_a_runtime_does_not_load_is_left_out_only_when_asked(tmp_path):
+    held = {}
+    for stem in (
+        "transformer.transformer_blocks.0.attn.to_q",
+        "text_encoder_2.encoder.block.0.layer.0.SelfAttention.q",
+    ):
+        held[f"{stem}.lora_A.weight"] = torch.randn(4, 3072)
+        held[f"{stem}.lora_B.weight"] = torch.randn(3072, 4)
+    source = save(held, tmp_path / "in.safetensors", {"format": "pt"})
+    with pytest.raises(NotRepresentable, match="text_encoder_2"):
+        lt.convert(source, runtime="diffusers", arch="flux1")
+    pending = lt.convert(source, runtime="diffusers", arch="flux1", allow_lossy=True)
+    assert any("text_encoder_2" in line for line in pending.plan.lost)
+    result = lt.convert(source, runtime="diffusers", arch="flux1", components=["transformer"])
+    assert {item.target.component for item in result.adapters} == {"transformer"}
+
+
+def test_a_runtime_without_a_loader_is_refused(tmp_path):
+    source = language_model(tmp_path / "in")
+    for runtime in ("diffusers", "a1111"):
+        with pytest.raises(NotRepresentable, match=runtime):
+            lt.convert(source, runtime=runtime)
