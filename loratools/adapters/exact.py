@@ -156,7 +156,7 @@ def _power(ours: LazyTensor, theirs: LazyTensor) -> Fraction | None:
 
 
 def _doubles(tensor: LazyTensor) -> torch.Tensor | None:
-    """The values as float64, which holds every narrower float exactly; None for dtypes that it does not hold."""
-    if not DTYPES[tensor.dtype].floating and tensor.dtype in ("I64", "U64"):
+    """The values as float64, which holds every narrower float exactly; None for dtypes that it, or torch, lacks."""
+    if DTYPES[tensor.dtype].torch is None or tensor.dtype in ("I64", "U64"):
         return None
     return load(tensor, "float64").reshape(-1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from loratools.architectures.llm import model_types
 from loratools.architectures.naming import Placement
@@ -19,22 +20,35 @@ PEFT = "base_model.model."
 STRAYS, STRAY_SHARE, LARGER_SHARE = 8, 0.02, 0.1
 
 
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The architectures that fit, likeliest first (none: the generic one), the variants of the first, and why.
+
+    `misfits` are the layers whose sizes no variant of the first has, where most layers have known sizes.
+    """
+
+    found: tuple[Candidate, ...] = ()
+    variants: tuple[str, ...] = ()
+    evidence: tuple[str, ...] = ()
+    misfits: tuple[Stem, ...] = ()
+
+
 def candidates(
     opened: Opened,
     stems: Sequence[Stem],
     weights: Mapping[Stem, tuple[int | None, ...]],
     metadata: Mapping[str, str],
     arch: str | None,
-) -> tuple[list[Candidate], tuple[str, ...], list[str]]:
-    """The architectures that fit, likeliest first (none: the generic one), the variants of the first, and why."""
+) -> Choice:
+    """Choose by names, then shapes, then metadata; raises ArchitectureMismatch where nothing fits."""
     if arch is not None and arch.split("-")[0] == GENERIC:
-        return [], (), [_generic_as_asked(arch, stems, path=opened.name)]
+        return Choice(evidence=(_generic_as_asked(arch, stems, path=opened.name),))
     asked = (architecture(arch),) if arch is not None else ARCHITECTURES
     found = by_names(stems, asked)
     passable = all(_generic_prefix(stem) is not None for stem in stems)
     if not found or (found[0].missed and passable and arch is None):
         if passable and arch is None:
-            return [], (), ["a PEFT adapter of no architecture in the tables: names pass through"]
+            return Choice(evidence=("a PEFT adapter of no architecture in the tables: names pass through",))
         raise ArchitectureMismatch(
             f"the keys fit {'no architecture' if arch is None else arch + ' nowhere'}",
             path=opened.name,
@@ -47,7 +61,7 @@ def candidates(
         _require_best(found[0], sizes[found[0].architecture.id], stems, weights, path=opened.name)
     reason = _stranger(found, sizes, len(stems)) if arch is None else None
     if reason and passable:
-        return [], (), [f"a PEFT adapter of another model ({reason}): names pass through"]
+        return Choice(evidence=(f"a PEFT adapter of another model ({reason}): names pass through",))
     if reason:
         raise ArchitectureMismatch(
             f"the keys fit no architecture ({reason})",
@@ -62,16 +76,25 @@ def candidates(
         evidence.append(f"shapes: {compared - fewest} of {compared} layers have the sizes of {', '.join(_ids(found))}")
     elif compared:
         if passable and arch is None and model_types([stem[1].removeprefix(PEFT) for stem in stems]):
-            return [], (), ["a PEFT adapter of sizes that no architecture in the tables has: names pass through"]
+            return Choice(evidence=("a PEFT adapter of sizes that no table has: names pass through",))
         evidence.append("shapes: of no known size, so names alone decide")
+    found, claims = _by_claims(found, metadata)
+    evidence += claims
+    if not compared or fewest == compared:
+        return Choice(tuple(found), (), tuple(evidence))
+    best = sizes[found[0].architecture.id]
+    return Choice(tuple(found), best.variants, tuple(evidence), best.misfits)
+
+
+def _by_claims(found: list[Candidate], metadata: Mapping[str, str]) -> tuple[list[Candidate], list[str]]:
+    """The candidates with those first that the metadata name, and what the metadata say."""
     claims = claimed(metadata)
+    if not claims:
+        return found, []
     if any(item.architecture.id in claims for item in found):
-        found.sort(key=lambda item: item.architecture.id not in claims)
-        evidence.append(f"metadata names {', '.join(claims)}")
-    elif claims:
-        evidence.append(f"metadata names {', '.join(claims)}, which the keys and shapes do not fit")
-    variants = sizes[found[0].architecture.id].variants if compared and fewest < compared else ()
-    return found, variants, evidence
+        ordered = sorted(found, key=lambda item: item.architecture.id not in claims)
+        return ordered, [f"metadata names {', '.join(claims)}"]
+    return found, [f"metadata names {', '.join(claims)}, which the keys and shapes do not fit"]
 
 
 def _stranger(found: Sequence[Candidate], sizes: Mapping[str, Sizes], count: int) -> str | None:

@@ -16,7 +16,7 @@ from loratools.architectures.naming import Placement
 from loratools.errors import IncompleteAdapter, UnknownKeys, WrongRole, nearest
 from loratools.formats import alphas, configs
 from loratools.formats.alphas import Settings
-from loratools.formats.choose import GENERIC, PEFT, candidates, generic, settled
+from loratools.formats.choose import GENERIC, PEFT, Choice, candidates, generic, settled
 from loratools.formats.collect import Group, canonical_roles, collect
 from loratools.formats.detect import Place, Stem, by_names
 from loratools.formats.dialect import dialect_of
@@ -82,7 +82,8 @@ def parse(opened: Opened, *, arch: str | None = None) -> Reading:
     weights = {
         stem: shape for stem in groups if (shape := kind_of(kinds[stem]).weight_shape(factors[stem])) is not None
     }
-    found, variants, evidence = candidates(opened, list(groups), weights, metadata, arch)
+    choice = candidates(opened, list(groups), weights, metadata, arch)
+    found = choice.found
     settings = _Settings(opened, metadata)
 
     @cache
@@ -113,13 +114,21 @@ def parse(opened: Opened, *, arch: str | None = None) -> Reading:
     return Reading(
         opened,
         adapters,
-        variants,
+        choice.variants,
         chosen,
         unknown,
-        tuple(_counted(warnings)),
-        tuple(evidence),
+        (*_counted(warnings), *_strange_sizes(choice)),
+        choice.evidence,
         lambda arch_id: bind(arch_id)[0],
     )
+
+
+def _strange_sizes(choice: Choice) -> list[str]:
+    """A warning for layers whose factors imply a weight of a size that the model does not have."""
+    if not choice.misfits:
+        return []
+    first, name = choice.misfits[0][1], choice.found[0].architecture.id
+    return [f"{len(choice.misfits)} layers are not of the size that {name} has there, first {first}"]
 
 
 def _check(kind: str, factors: Mapping[str, LazyTensor], group: Group) -> None:
