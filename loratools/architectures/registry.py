@@ -10,7 +10,7 @@ from loratools.architectures.architecture import Architecture
 from loratools.architectures.flux1 import FLUX1
 from loratools.architectures.kandinsky22 import KANDINSKY22
 from loratools.architectures.llm import PREFIX, llm_architecture
-from loratools.architectures.naming import Skeleton, Template
+from loratools.architectures.naming import Skeleton, words_of
 from loratools.architectures.sd1 import SD1
 from loratools.architectures.sd2 import SD2
 from loratools.architectures.sdxl import SDXL
@@ -62,6 +62,6 @@ def index() -> dict[Skeleton, tuple[Spelt, ...]]:
         for component in known.components:
             for naming in (*component.namings, *component.adapters):
                 spelt = Spelt(known.id, component.name, naming.name)
-                for words in {Template.parse(rule.native).words for rule in naming.rules}:
+                for words in {words_of(rule.native) for rule in naming.rules}:
                     found.setdefault(words, []).append(spelt)
     return {words: tuple(namings) for words, namings in found.items()}

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loratools.adapters.adapter import Adapter
 from loratools.adapters.kind import kind_of
-from loratools.bases.identify import Identity, identify
 from loratools.errors import ArchitectureMismatch, IncompleteAdapter, WrongRole
 from loratools.formats.collect import collect
 from loratools.formats.configs import as_number
@@ -18,7 +17,10 @@ from loratools.formats.opening import Opened, Part, Reference, open_reference
 from loratools.formats.parse import Reading, parse
 from loratools.formats.runtimes import loads, runtime_of
 from loratools.operations.producer import base_model, producer, training, trigger_words
-from loratools.operations.weights import Health, health
+
+if TYPE_CHECKING:
+    from loratools.bases.identify import Identity
+    from loratools.operations.weights import Health
 
 SCHEMA = "loratools.inspect/1"
 
@@ -68,8 +70,14 @@ def inspect(
         if arch is not None:
             raise
         return _unplaced(opened, error)
-    found = health(reading.adapters.adapters, threads=threads) if weights else None
+    found = _health(reading, threads) if weights else None
     return _adapter(reading, found, modules=modules, runtime=runtime)
+
+
+def _health(reading: Reading, threads: int) -> Health:
+    from loratools.operations.weights import health  # its thread pool costs start-up time that a header does not need
+
+    return health(reading.adapters.adapters, threads=threads)
 
 
 def _adapter(reading: Reading, values: Health | None, *, modules: bool, runtime: str | None) -> Inspection:
@@ -169,11 +177,11 @@ def _row(item: Adapter) -> dict[str, Any]:
 def _other(opened: Opened) -> Inspection:
     """The document of a file, a folder or a pipeline that is no adapter."""
     if opened.layout == "pipeline":
-        parts = {part.component or "": identify(_shapes([part])) for part in opened.parts}
+        parts = {part.component or "": _identity(_shapes([part])) for part in opened.parts}
         found = _joined([item for item in parts.values() if item is not None])
         components = {name: len(part.source) for name, part in zip(parts, opened.parts, strict=True)}
     else:
-        found = identify(_shapes(opened.parts))
+        found = _identity(_shapes(opened.parts))
         components = {name: len(part.keys) for name, part in found.components.items()} if found else {}
     unmatched = list(found.unmatched) if found else sorted(_shapes(opened.parts))
     metadata = {key: value for part in opened.parts for key, value in part.source.metadata.items()}
@@ -220,6 +228,13 @@ def _shapes(parts: Sequence[Part]) -> dict[str, tuple[int, ...]]:
     return {key: part.source[key].shape for part in parts for key in part.source}
 
 
+def _identity(sizes: Mapping[str, tuple[int, ...]]) -> Identity | None:
+    """bases' answer; its tables are imported for files that are no adapter alone."""
+    from loratools.bases.identify import identify as identity_of
+
+    return identity_of(sizes)
+
+
 def _joined(identities: Sequence[Identity]) -> Identity | None:
     """What a whole pipeline is: the architectures that every component with a table allows."""
     told = [item for item in identities if item.candidates]
@@ -228,4 +243,6 @@ def _joined(identities: Sequence[Identity]) -> Identity | None:
     common = [name for name in told[0].candidates if all(name in item.candidates for item in told)]
     unmatched = tuple(key for item in identities for key in item.unmatched)
     variants = next((item.variants for item in told if item.variants), ())
-    return Identity("base", tuple(common), {}, unmatched, variants)
+    return replace(
+        told[0], role="base", candidates=tuple(common), components={}, unmatched=unmatched, variants=variants
+    )

@@ -8,7 +8,7 @@ import pytest
 
 from fixtures import make_shapes
 from loratools.architectures.architecture import TABLES, shapes
-from loratools.architectures.naming import Placement, Template, skeleton
+from loratools.architectures.naming import Placement, Template, skeleton, words_of
 from loratools.architectures.registry import ARCHITECTURES, architecture, index
 from loratools.errors import UsageError
 
@@ -307,3 +307,11 @@ def test_keys_of_bare_and_odd_parameters():
         "down_blocks.0.2.attention.attn.in_proj_weight",
         "down_blocks.0.2.attention.attn.in_proj_bias",
     )
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES, ids=lambda arch: arch.id)
+def test_words_without_parsing_are_the_words_of_the_parsed_template(arch):
+    for component in arch.components:
+        for naming in (*component.namings, *component.adapters):
+            for rule in naming.rules:
+                assert words_of(rule.native) == Template.parse(rule.native).words
