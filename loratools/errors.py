@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any, ClassVar
 
@@ -164,7 +164,13 @@ class InternalError(LoratoolsError):
     exit_code = 70
 
 
-def nearest(word: str, known: object) -> str | None:
+def closest(word: str, known: Iterable[object]) -> str | None:
+    """The known word most like `word`, or None where none is much like it."""
+    matches = get_close_matches(word, [str(name) for name in known], n=1, cutoff=0.5)
+    return matches[0] if matches else None
+
+
+def nearest(word: str, known: Iterable[object]) -> str | None:
     """The known word most like `word`, as a hint, or None."""
-    matches = get_close_matches(word, [str(name) for name in known], n=1, cutoff=0.5)  # type: ignore[attr-defined]
-    return f"did you mean {matches[0]!r}?" if matches else None
+    found = closest(word, known)
+    return None if found is None else f"did you mean {found!r}?"

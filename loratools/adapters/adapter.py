@@ -69,7 +69,3 @@ class AdapterSet:
     extras: Mapping[str, Mapping[str, LazyTensor]] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
     configs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-
-    def by_path(self) -> dict[tuple[str, str], Adapter]:
-        """The adapter of each (component, canonical path)."""
-        return {(item.target.component, path): item for item in self.adapters for path in item.target.paths}

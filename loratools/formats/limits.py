@@ -48,11 +48,16 @@ def holdable(adapters: Sequence[Adapter], form: Format, *, allow_lossy: bool) ->
                 f"{item.target.name}: {reason}",
                 key=item.origin.stem if item.origin else None,
                 path=item.origin.file if item.origin else None,
-                hint="--allow-lossy leaves such layers out and lists them; --to kohya holds every kind",
+                hint=f"--allow-lossy leaves such layers out and lists them; {_elsewhere(form)}",
             )
     if not kept:
-        raise NotRepresentable(f"{form.id} can hold none of the layers", hint="--to kohya holds every kind")
+        raise NotRepresentable(f"{form.id} can hold none of the layers", hint=_elsewhere(form))
     return kept, lost
+
+
+def _elsewhere(form: Format) -> str:
+    """Where to look for a format that holds more."""
+    return "loratools formats lists what each holds" if form.id == "kohya" else "--to kohya holds most kinds"
 
 
 def _main_kinds(adapters: Sequence[Adapter]) -> dict[str, str]:

@@ -13,7 +13,7 @@ from loratools.adapters.kind import kind_of
 from loratools.adapters.settings import feedforward, settings_of
 from loratools.architectures.llm import model_types
 from loratools.architectures.naming import Placement
-from loratools.errors import IncompleteAdapter, UnknownKeys, WrongRole, nearest
+from loratools.errors import IncompleteAdapter, UnknownKeys, WrongRole, closest
 from loratools.formats import alphas, configs
 from loratools.formats.alphas import Settings
 from loratools.formats.choose import GENERIC, PEFT, Choice, candidates, generic, settled
@@ -270,12 +270,9 @@ def _unknown(groups: Mapping[Stem, Group], missed: Sequence[Stem], rest: Sequenc
     ]
     found += [UnknownKey(key, "unknown") for key in rest]
     known = [item.key for stem, group in groups.items() if stem not in set(missed) for item in group.found.values()]
-    return tuple(replace(item, near=_near(item.key, known)) if at < 3 else item for at, item in enumerate(found))
-
-
-def _near(key: str, known: Sequence[str]) -> str | None:
-    hint = nearest(key, known[:4000])
-    return hint.split("'")[1] if hint else None
+    return tuple(
+        replace(item, near=closest(item.key, known[:4000])) if at < 3 else item for at, item in enumerate(found)
+    )
 
 
 def _counted(warnings: Sequence[str]) -> list[str]:

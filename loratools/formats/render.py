@@ -42,7 +42,6 @@ class Rendered:
     steps: tuple[Step, ...]
     lost: tuple[str, ...]
     adapters: tuple[Adapter, ...]
-    targets: Mapping[str, str]
 
 
 def writers(
@@ -92,7 +91,6 @@ def render(
     kept, lost = holdable([finish(item) for item in regrouped.adapters], form, allow_lossy=allow_lossy)
     tensors: dict[str, dict[str, LazyTensor]] = {}
     placed: list[Adapter] = []
-    targets: dict[str, str] = {}
     for component, found_members in _by_component(kept).items():
         writer = by_component[component]
         members = uniform(found_members, component) if form.alpha != "tensor" else found_members
@@ -108,11 +106,10 @@ def render(
             if clash:
                 raise InternalError(f"two factors would be written under {clash}", key=clash)
             held.update(found)
-            targets.update(dict.fromkeys(found, item.target.name))
     extras = _extras(adapters, form, tensors, allow_lossy=allow_lossy)
     metadata = _metadata(adapters, regrouped)
     files = _files(form, by_component, tensors, placed, metadata, configs=adapters.configs)
-    return Rendered(files, regrouped.steps, (*lost, *extras), tuple(placed), targets)
+    return Rendered(files, regrouped.steps, (*lost, *extras), tuple(placed))
 
 
 def _recorded(adapters: AdapterSet) -> Mapping[str, Any] | None:
@@ -136,8 +133,11 @@ def _extras(
     keys: list[str] = []
     for component, saved in adapters.extras.items():
         held = {key: tensor for key, tensor in saved.items() if key.startswith(form.extras)}
-        if held:
-            tensors.setdefault(component if form.folder else "", {}).update(held)
+        place = component if form.folder else ""
+        if held and place in tensors:
+            tensors[place].update(held)
+        else:
+            held = {}  # a component of which no adapter is written has no file to go along in
         keys += [key for key in saved if key not in held]
     if keys and not allow_lossy:
         raise NotRepresentable(

@@ -60,7 +60,7 @@ class Writer:
                 f"{adapter.kind} ({role}) on {adapter.target.name} has no place in this format",
                 key=adapter.origin.stem if adapter.origin else None,
                 path=adapter.origin.file if adapter.origin else None,
-                hint="--to kohya holds every kind",
+                hint="loratools formats lists the kinds that each format holds",
             )
         return self.stem(adapter.target) + suffix
 

@@ -174,8 +174,9 @@ def _selected(source: AdapterSet, components: Sequence[str] | None) -> tuple[Ada
             hint = nearest(name, present) or f"components: {', '.join(present)}"
             raise UsageError(f"the file has no component {name!r}", hint=hint)
     kept = tuple(item for item in source.adapters if item.target.component in components)
+    extras = {name: saved for name, saved in source.extras.items() if not name or name in components}
     dropped = [f"{name}: not among --components" for name in present if name not in components]
-    return replace(source, adapters=kept), dropped
+    return replace(source, adapters=kept, extras=extras), dropped
 
 
 def _changed(source: AdapterSet, dtype: str | None, alpha: str, *, allow_nonfinite: bool) -> AdapterSet:

@@ -117,7 +117,9 @@ def as_lora(
     kept = tuple(old for old, new in zip(source.adapters, made, strict=True) if not isinstance(new, str))
     lost = tuple(item for item in made if isinstance(item, str))
     if not found:
-        raise NotRepresentable("none of the layers can be a LoRA", hint="--to kohya holds every kind as it is")
+        raise NotRepresentable(
+            "none of the layers can be a LoRA", hint="without --to-kind, --to kohya holds most kinds as they are"
+        )
     adapters = tuple(item for item, _ in found)
     costs = {cost.name: cost for _, cost in found}
     return Plain(replace(source, adapters=adapters), replace(source, adapters=kept), costs, lost, base)
