@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import loratools as lt
 from loratools.errors import (
@@ -351,3 +351,29 @@ def test_an_architecture_that_the_file_contradicts_is_refused(sd1, arch, verb):
 def test_what_is_no_adapter_is_called_what_it_is(tmp_path, held, what):
     with pytest.raises(WrongRole, match=what):
         lt.convert(save(held, tmp_path / "in.safetensors"), to="kohya")
+
+
+def test_what_was_saved_whole_goes_with_its_component_and_stays_behind_with_it(tmp_path):
+    stem = "base_model.model."
+    layers = {
+        "unet": ("mid_block.attentions.0.transformer_blocks.0.attn1.to_q", "conv_norm_out.weight"),
+        "text_encoder": ("encoder.layers.0.self_attn.q_proj", "final_layer_norm.weight"),
+    }
+    for component, (layer, whole) in layers.items():
+        folder = tmp_path / "in" / component
+        folder.mkdir(parents=True)
+        held = {
+            f"{stem}{layer}.lora_A.weight": torch.randn(2, 1280 if component == "unet" else 768),
+            f"{stem}{layer}.lora_B.weight": torch.randn(1280 if component == "unet" else 768, 2),
+            f"{stem}{whole}": torch.randn(4),
+        }
+        save_file(held, folder / "adapter_model.safetensors")
+        config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": [layer]}
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+    both = lt.convert(tmp_path / "in", to="peft", arch="sd1").save(tmp_path / "both").path
+    one = lt.convert(tmp_path / "in", to="peft", arch="sd1", components=["unet"]).save(tmp_path / "one").path
+    for component, (_, whole) in layers.items():
+        assert f"{stem}{whole}" in load_file(both / component / "adapter_model.safetensors")
+    held = load_file(one / "adapter_model.safetensors")
+    assert f"{stem}{layers['unet'][1]}" in held
+    assert f"{stem}{layers['text_encoder'][1]}" not in held
