@@ -13,17 +13,25 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from loratools.operations.catalogue import supported_architectures as supported_architectures
     from loratools.operations.catalogue import supported_formats as supported_formats
+    from loratools.operations.combine import combine as combine
     from loratools.operations.compare import compare as compare
     from loratools.operations.convert import convert as convert
     from loratools.operations.demo import demo as demo
+    from loratools.operations.extract import extract as extract
     from loratools.operations.inspect import inspect as inspect
     from loratools.operations.lora import open_lora as open  # noqa: A004, F401 — `loratools.open`, as in any file library
+    from loratools.operations.merge import merge as merge
+    from loratools.operations.resize import resize as resize
 
 _VERBS = {
+    "combine": ("loratools.operations.combine", "combine"),
     "compare": ("loratools.operations.compare", "compare"),
     "convert": ("loratools.operations.convert", "convert"),
     "demo": ("loratools.operations.demo", "demo"),
+    "extract": ("loratools.operations.extract", "extract"),
     "inspect": ("loratools.operations.inspect", "inspect"),
+    "merge": ("loratools.operations.merge", "merge"),
+    "resize": ("loratools.operations.resize", "resize"),
     "supported_architectures": ("loratools.operations.catalogue", "supported_architectures"),
     "supported_formats": ("loratools.operations.catalogue", "supported_formats"),
     "open": ("loratools.operations.lora", "open_lora"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 from typing import Any, ClassVar
 
 SCHEMA = "loratools.error/1"
@@ -134,6 +133,20 @@ class ArchitectureMismatch(LoratoolsError):
     exit_code = 4
 
 
+class UnrelatedModels(LoratoolsError):
+    """Two models of one architecture of which neither was made from the other, or nothing changed between them."""
+
+    code = "unrelated-models"
+    exit_code = 4
+
+
+class PartialMatch(LoratoolsError):
+    """Modules of an adapter that the base model has no weight for: some, without `--allow-partial`, or all."""
+
+    code = "partial-match"
+    exit_code = 4
+
+
 # 5: the machine
 
 
@@ -166,6 +179,8 @@ class InternalError(LoratoolsError):
 
 def closest(word: str, known: Iterable[object]) -> str | None:
     """The known word most like `word`, or None where none is much like it."""
+    from difflib import get_close_matches
+
     matches = get_close_matches(word, [str(name) for name in known], n=1, cutoff=0.5)
     return matches[0] if matches else None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -29,6 +29,7 @@ class Native:
     key: str
     placement: Placement
     source: TensorSource
+    is_bias: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,18 +44,23 @@ class Base:
         """Its weights by the paths of an architecture; None is a model whose own names are its canonical ones."""
         weights: dict[tuple[str, str], Native] = {}
         biases: dict[tuple[str, str], Native] = {}
+        for component, native in self.natives(table):
+            held = biases if native.is_bias else weights
+            for path in native.placement.paths:
+                held.setdefault((component, path), native)  # of two variants of a component the first is meant
+        known = tuple(item for item in ARCHITECTURES if item.id in self.candidates)
+        return BaseWeights(self.name, known, weights, biases)
+
+    def natives(self, table: Architecture | None) -> Iterator[tuple[str, Native]]:
+        """Every weight and every bias of all parts that the architecture places, with its component."""
         for component, source in self.parts:
             placed = _placed(component, source, table) if table else _verbatim(source)
             for name, part in placed.items():
                 for key, placement in part.keys.items():
                     leaf = key[len(part.prefix) :]
-                    held = weights if leaf == placement.weight_key else biases
-                    if held is biases and leaf != placement.bias_key:
-                        continue
-                    native = Native(source[key], key, placement, source)
-                    held.update({(name, path): native for path in placement.paths})
-        known = tuple(item for item in ARCHITECTURES if item.id in self.candidates)
-        return BaseWeights(self.name, known, weights, biases)
+                    if leaf in (placement.weight_key, placement.bias_key):
+                        is_bias = leaf != placement.weight_key
+                        yield name, Native(source[key], key, placement, source, is_bias)
 
 
 @dataclass(frozen=True)

@@ -37,16 +37,8 @@ def _formats(_context: click.Context, _parameter: click.Parameter, incomplete: s
     return [name for name in known_formats() if name.startswith(incomplete)]
 
 
-def _words(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[str, ...] | None:
-    if value is None:
-        return None
-    words = tuple(word.strip() for word in value.split(","))
-    if not all(words):
-        raise UsageError("--components needs names", hint="for example --components unet,text_encoder")
-    return words
-
-
-def _dtype(_context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+def dtype_word(_context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """A dtype as people spell it, as safetensors does; a callback of an option."""
     if value is None:
         return None
     if value.lower() not in DTYPES:
@@ -65,7 +57,7 @@ def _dtype(_context: click.Context, parameter: click.Parameter, value: str | Non
     help="A format of `loratools formats`, or original. One of --to and --for is required.",
 )
 @options.runtime("Write what RUNTIME loads: the format, alpha policy and components that are right for it.")
-@click.option("--dtype", callback=_dtype, metavar="DTYPE", help="Cast to float16, bfloat16 or float32.")
+@click.option("--dtype", callback=dtype_word, metavar="DTYPE", help="Cast to float16, bfloat16 or float32.")
 @click.option(
     "--alpha",
     type=click.Choice(["keep", "fold"]),
@@ -73,7 +65,7 @@ def _dtype(_context: click.Context, parameter: click.Parameter, value: str | Non
     show_default=True,
     help="Carry alphas as they are, or multiply them into the factors.",
 )
-@click.option("--components", callback=_words, metavar="NAME,...", help="Only these: unet, text_encoder, ...")
+@click.option("--components", callback=options.words, metavar="NAME,...", help="Only these: unet, text_encoder, ...")
 @click.option(
     "--clip-prefix",
     type=click.Choice(["text_model", "none"]),
@@ -103,7 +95,7 @@ def _dtype(_context: click.Context, parameter: click.Parameter, value: str | Non
 @options.threads
 @click.option("--models", hidden=True, metavar="IN", help="kohya's word for IN.")
 @click.option("--save_to", hidden=True, metavar="OUT", help="kohya's word for OUT.")
-@click.option("--save_precision", hidden=True, callback=_dtype, metavar="DTYPE", help="kohya's word for --dtype.")
+@click.option("--save_precision", hidden=True, callback=dtype_word, metavar="DTYPE", help="kohya's word for --dtype.")
 @speaks
 def command(
     ref: str | None,
@@ -216,13 +208,15 @@ def converted(rows: list[Document]) -> str:
 
 
 def costs(rows: list[Document]) -> list[str]:
-    """One line a layer, the worst first."""
-    ordered = sorted(rows, key=lambda row: -row["error"])
-    return [
-        f"{row['module']}: {row['from']} at rank {row['rank']}, "
-        + ("exactly" if row["exact"] else f"relative error {row['error']:.2g}")
-        for row in ordered
-    ]
+    """One line a layer, the worst first; those whose error is not known yet before them."""
+    ordered = sorted(rows, key=lambda row: -1.0 if row["error"] is None else -row["error"])
+    return [f"{row['module']}: {row['from']} at rank {_rank(row)}" for row in ordered]
+
+
+def _rank(row: Document) -> str:
+    if row["error"] is None and not row["exact"]:
+        return f"{row['rank']} or less, by SVD"
+    return f"{row['rank']}, " + ("exactly" if row["exact"] else f"relative error {row['error']:.2g}")
 
 
 def proven(proof: Document) -> str:

@@ -7,8 +7,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import click
 
@@ -20,8 +19,7 @@ from loratools.errors import UsageError, nearest
 COMPLETION_VARIABLE = "_LORATOOLS_COMPLETE"
 
 
-@dataclass(frozen=True, slots=True)
-class Verb:
+class Verb(NamedTuple):
     """One command: its name (also the module in loratools.cli) and what the overview says about it."""
 
     name: str
@@ -30,11 +28,15 @@ class Verb:
 
 VERBS: tuple[Verb, ...] = (
     Verb("architectures", "Every architecture that is known."),
+    Verb("combine", "Combine several adapters into one, and prove it."),
     Verb("compare", "Do two adapters make the same change?"),
     Verb("convert", "Write an adapter in another format, and prove it."),
     Verb("demo", "The whole story on files made on the spot."),
+    Verb("extract", "An adapter from a fine-tune, by singular value decomposition."),
     Verb("formats", "Every format that is written."),
     Verb("inspect", "What is in a file?"),
+    Verb("merge", "Add adapters to the weights of a base model."),
+    Verb("resize", "Change the rank of an adapter, and measure what it cost."),
 )
 
 EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code:<4} {meaning}" for code, meaning in EXIT_CODES)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import click
+
+from loratools.errors import UsageError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-@dataclass(frozen=True, slots=True)
-class Manner:
+class Manner(NamedTuple):
     """How a command speaks: as JSON, quietly, at length."""
 
     json: bool = False
@@ -59,6 +59,16 @@ def speaks(function: Callable[..., Any]) -> Callable[..., Any]:
         return function(*arguments, manner=manner, **options)
 
     return command
+
+
+def words(_context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    """A list of names between commas, as a callback of an option."""
+    if value is None:
+        return None
+    words = tuple(word.strip() for word in value.split(","))
+    if not all(words):
+        raise UsageError(f"{parameter.opts[0]} needs names", hint="for example --components unet,text_encoder")
+    return words
 
 
 architecture = click.option(

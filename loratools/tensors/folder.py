@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
-import shutil
 import stat
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -44,11 +42,12 @@ def write_folder(
     check: Callable[[Path], None] | None = None,
     late_metadata: Mapping[str, LateMetadata] | None = None,
     digest: bool = True,
+    keep_order: bool = False,
 ) -> WrittenFolder:
     """Writes a whole folder of files by relative name ("unet/adapter_model.safetensors") and renames it at the end.
 
     An existing folder is exchanged for the new one in one step and removed only then. `check` gets the temporary
-    folder; `late_metadata` is by file name, `digest` as for `write`. Raises as `write` does.
+    folder; `late_metadata` is by file name, `digest` and `keep_order` as for `write`. Raises as `write` does.
     """
     target = Path.cwd() / path
     for name in files:
@@ -57,7 +56,7 @@ def write_folder(
     temporary = temporary_beside(target)
     late = late_metadata or {}
     plans = {
-        name: Layout.of(*content, late.get(name)) if isinstance(content, tuple) else content
+        name: Layout.of(*content, late.get(name), keep_order=keep_order) if isinstance(content, tuple) else content
         for name, content in files.items()
     }
     sizes = {name: len(plan) if isinstance(plan, bytes) else plan.size for name, plan in plans.items()}
@@ -92,7 +91,7 @@ def write_folder(
                 sync_folder(folder)
             _rename_folder(temporary, target, overwrite=overwrite)
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(temporary, ignore_errors=True)
         raise
     with disk_errors(target, total):
         sync_folder(target.parent)
@@ -118,7 +117,7 @@ def _rename_folder(temporary: Path, target: Path, *, overwrite: bool) -> None:
     if not overwrite and any(target.iterdir()):
         raise OutputExists("the output appeared meanwhile", path=target, hint="--overwrite replaces it")
     if _exchange(temporary, target):
-        shutil.rmtree(temporary)
+        _remove(temporary)
         return
     backup = temporary.with_name(temporary.name + ".bak")
     target.rename(backup)
@@ -128,14 +127,22 @@ def _rename_folder(temporary: Path, target: Path, *, overwrite: bool) -> None:
         backup.rename(target)
         raise
     try:
-        shutil.rmtree(backup)
+        _remove(backup)
     except OSError:
         # The new folder stands. Whatever of the old one can go, goes; that some of it could not is still told.
-        shutil.rmtree(backup, ignore_errors=True)
+        _remove(backup, ignore_errors=True)
         raise
+
+
+def _remove(folder: Path, *, ignore_errors: bool = False) -> None:
+    import shutil  # with all its archive formats it takes longer than to write a small file
+
+    shutil.rmtree(folder, ignore_errors=ignore_errors)
 
 
 def _exchange(one: Path, other: Path) -> bool:
     """Whether the two names were exchanged in one step, which only Linux and some file systems can."""
+    import ctypes
+
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     return rename is not None and (rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _EXCHANGE) == 0)

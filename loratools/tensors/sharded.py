@@ -154,7 +154,7 @@ def _open_shard(folder: Path, name: str) -> SafetensorsFile:
     path = folder / name
     if path.is_symlink():
         real = path.resolve()
-        blobs = _blobs_of(folder)
+        blobs = blobs_of(folder)
         if real.parent != folder.resolve() and (blobs is None or real.parent != blobs):
             raise UnsafeFile("the shard is a link out of its folder", path=path, hint=f"it points to {real}")
         file = LocalFile(real, follow_links=False)
@@ -163,8 +163,8 @@ def _open_shard(folder: Path, name: str) -> SafetensorsFile:
     return SafetensorsFile(LocalFile(path, follow_links=False))
 
 
-def _blobs_of(folder: Path) -> Path | None:
-    """The blobs of the cache that `folder` is a snapshot (or a part of one) of."""
+def blobs_of(folder: Path) -> Path | None:
+    """The blobs of the Hub cache that `folder` is a snapshot (or a part of one) of, or None."""
     for parent in (folder.absolute(), *folder.absolute().parents):
         if parent.parent.name == "snapshots":
             return (parent.parent.parent / "blobs").resolve()

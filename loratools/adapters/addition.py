@@ -1,0 +1,264 @@
+"""W + Σ scale·Δ of one tensor of a base model, made in blocks of rows: summed in float32, cast once, and measured.
+
+Low-rank adapters are multiplied block by block, so that a block stays in the processor's cache and a delta is never
+formed whole. Where weight and change nearly cancel, float32 would leave too few digits for a 16-bit result: those few
+elements are computed again in float64. Other kinds form their delta once for all blocks, in float64.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+from loratools.adapters.casting import Dice, cast, largest
+from loratools.adapters.change import Change, Frame, Pair, Prepared, is_low_rank, prepare
+from loratools.adapters.factors import torch_dtype
+from loratools.errors import NonFinite
+from loratools.tensors.dtypes import DTYPES
+from loratools.tensors.lazy import LazyTensor, tensor_bytes
+from loratools.tensors.segments import Computed
+
+if TYPE_CHECKING:
+    import torch
+
+BLOCK = 1 << 18
+"""Elements of a block on a CPU: its float32 working set of a few MiB stays near the processor."""
+BLOCK_ON_DEVICE = 1 << 25
+CANCELLED = 2.0**-9
+"""A sum smaller than this share of the weight has lost more digits than float32 has beyond those of a 16-bit float."""
+_ALLOW = "--allow-nonfinite goes on with them"
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """Squared norms over all elements: of the weight, of the change, and of what rounding took of it."""
+
+    weight: float
+    change: float
+    lost: float
+
+    @property
+    def ratio(self) -> float:
+        """‖Δ‖ / ‖W‖."""
+        return math.sqrt(self.change / self.weight) if self.weight else math.inf if self.change else 0.0
+
+    @property
+    def error(self) -> float:
+        """‖W' − (W + Δ)‖ / ‖Δ‖: how much of the change the dtype could not hold; 0 where there is no change."""
+        return math.sqrt(self.lost / self.change) if self.change else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class How:
+    """How sums are made: in which dtype (None: the tensor's own), by which dice, where, and whether NaN may pass."""
+
+    dtype: str | None = None
+    dice: Dice | None = None
+    device: str = "cpu"
+    allow_nonfinite: bool = False
+
+
+class Addition:
+    """One tensor of a file, named `name`, and the changes to it; `layout` and `bias` as for `Frame`.
+
+    `unit` is the number that an 8-bit tensor is multiplied by when it is read; the result then has another, see `unit`.
+    """
+
+    def __init__(
+        self,
+        tensor: LazyTensor,
+        changes: Sequence[Change],
+        how: How,
+        *,
+        name: str,
+        layout: str = "rows",
+        bias: bool = False,
+        unit: LazyTensor | None = None,
+    ) -> None:
+        self.tensor, self.changes, self.how, self.name = tensor, tuple(changes), how, name
+        self.dtype = how.dtype or tensor.dtype
+        rows = tensor.shape[0] if tensor.shape else 1
+        kept = "rows" if bias and layout == "transpose" else layout
+        self.frame = Frame(rows, tensor.numel // rows if rows else 0, kept, bias)
+        self._unit = unit
+        self._new_unit: float | None = None
+        self._lock = threading.RLock()
+        self._prepared: Prepared | None = None
+        self._left = 0
+        self._found: dict[int, Measure] = {}
+
+    def result(self) -> LazyTensor:
+        """The sum, in the tensor's shape, as a lazy tensor of one computed segment for each block."""
+        spans = self._spans()
+        width = LazyTensor.zeros(self.dtype, (self.frame.columns,)).nbytes
+        self._left = len(spans)
+        segments = tuple(Computed((stop - start) * width, self._maker(start, stop)) for start, stop in spans)
+        return LazyTensor(self.dtype, self.tensor.shape, segments)
+
+    def unit(self) -> LazyTensor:
+        """The number that the result is to be multiplied by when it is read, in the dtype and shape of the old one."""
+        assert self._unit is not None
+        old = self._unit
+
+        def produce() -> torch.Tensor:
+            import torch
+
+            return torch.full(old.shape, self._scale(), dtype=torch_dtype(old.dtype))
+
+        return LazyTensor.computed(old.dtype, old.shape, produce)
+
+    @property
+    def dense_bytes(self) -> int:
+        """The bytes of a dense change of the whole tensor in float64; 0 where all are low-rank."""
+        dense = any(self.frame.bias or not is_low_rank(change.adapter) for change in self.changes)
+        return 8 * self.tensor.numel if dense else 0
+
+    def measure(self) -> Measure:
+        """The norms over all blocks that have been made."""
+        found = [self._found[start] for start in sorted(self._found)]
+        return Measure(
+            math.fsum(item.weight for item in found),
+            math.fsum(item.change for item in found),
+            math.fsum(item.lost for item in found),
+        )
+
+    def _spans(self) -> list[tuple[int, int]]:
+        size = BLOCK if self.how.device == "cpu" else BLOCK_ON_DEVICE
+        step = max(1, size // max(1, self.frame.columns))
+        return [(start, min(start + step, self.frame.rows)) for start in range(0, self.frame.rows, step)]
+
+    def _maker(self, start: int, stop: int) -> Callable[[], bytes]:
+        return lambda: self._block(start, stop)
+
+    def _block(self, start: int, stop: int) -> bytes:
+        """The bytes of some rows, and their measure."""
+        weight, total, change = self._sum(start, stop)
+        scale = self._scale() if self._unit is not None else 1.0
+        made = cast(total if scale == 1 else total / scale, self.dtype, self.how.dice, self.name, start)
+        lost = 0.0 if made.dtype == total.dtype else _square(made.to(total.dtype).mul_(scale).sub_(total))
+        found = Measure(_square(weight), change, lost)
+        if not math.isfinite(found.weight + found.change + found.lost) and not self.how.allow_nonfinite:
+            self._refuse(weight, made)
+        self._found[start] = found
+        with self._lock:
+            self._left -= 1
+            if self._left <= 0:
+                self._prepared, self._left = None, len(self._spans())
+        return tensor_bytes(made.cpu(), self.dtype)
+
+    def _sum(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor, float]:
+        """Rows of the base, of the sum, and the squared norm of the change between them."""
+        if not self.changes:
+            weight = self._weight(start, stop)
+            return weight, weight, 0.0
+        with self._lock:
+            if self._prepared is None:
+                self._prepared = prepare(self.changes, self.frame, self.how.device)
+            prepared = self._prepared
+        weight = self._weight(start, stop, wide=prepared.dense is not None)
+        delta = _delta(prepared, start, stop, weight)
+        change = _square(delta)
+        total = delta.add_(weight)
+        if prepared.dense is None and DTYPES[self.dtype].bits == 16:
+            _recompute(total, weight, prepared.exact, start)
+        return weight, total, change
+
+    def _weight(self, start: int, stop: int, *, wide: bool = False) -> torch.Tensor:
+        """Rows of the base as [rows, columns], in float32; in float64 where they are stored so, or `wide` is asked."""
+        import torch
+
+        rows = self.tensor.reshape(self.frame.rows, self.frame.columns).rows(start, stop).load()
+        working = torch.float64 if wide or rows.dtype == torch.float64 else torch.float32
+        weight = rows.to(self.how.device).to(working)
+        return weight if self._unit is None else weight * float(_number(self._unit, self.name))
+
+    def _scale(self) -> float:
+        """The new unit: the one that uses the whole range of the dtype, which takes a look at every block first."""
+        with self._lock:
+            if self._new_unit is None:
+                assert self._unit is not None
+                peak = max((float(self._sum(start, stop)[1].abs().max()) for start, stop in self._spans()), default=0.0)
+                old = float(_number(self._unit, self.name))
+                wanted = peak / largest(self.dtype) if peak else old
+                self._new_unit = _rounded_up(wanted, self._unit.dtype)
+            return self._new_unit
+
+    def _refuse(self, weight: torch.Tensor, made: torch.Tensor) -> None:
+        """Raise NonFinite, saying whose fault it is, unless only a square overflowed."""
+        import torch
+
+        if not bool(torch.isfinite(weight).all()):
+            raise NonFinite(f"{self.name} of the base model holds NaN or infinity", key=self.name, hint=_ALLOW)
+        if bool(torch.isfinite(made.float()).all()):
+            return
+        for change in self.changes:
+            if any(not bool(torch.isfinite(item.load().float()).all()) for item in change.adapter.factors.values()):
+                origin = change.adapter.origin
+                raise NonFinite(
+                    f"{change.adapter.target.name} holds NaN or infinity",
+                    path=origin.file if origin else None,
+                    key=origin.stem if origin else None,
+                    hint=_ALLOW,
+                )
+        hint = "--dtype float32 or bfloat16, or a smaller scale"
+        raise NonFinite(f"{self.name} overflows in {self.dtype}", key=self.name, hint=hint)
+
+
+def _delta(prepared: Prepared, start: int, stop: int, weight: torch.Tensor) -> torch.Tensor:
+    """The sum of all changes to the rows [start, stop), a tensor of its own, in the dtype of `weight`."""
+    import torch
+
+    delta = None if prepared.dense is None else prepared.dense[start:stop].clone()
+    for pair in prepared.exact if weight.dtype == torch.float64 else prepared.single:
+        first, last = max(start, pair.at), min(stop, pair.at + len(pair.left))
+        if first >= last:
+            continue
+        rows = pair.left[first - pair.at : last - pair.at]
+        if delta is None and (first, last) == (start, stop):
+            delta = rows @ pair.right
+            continue
+        if delta is None:
+            delta = torch.zeros_like(weight)
+        delta[first - start : last - start].addmm_(rows, pair.right)
+    return torch.zeros_like(weight) if delta is None else delta
+
+
+def _recompute(total: torch.Tensor, weight: torch.Tensor, pairs: Sequence[Pair], start: int) -> None:
+    """Put the float64 sum where weight and change nearly cancel."""
+    import torch
+
+    rows, columns = torch.nonzero(total.abs() < weight.abs() * CANCELLED, as_tuple=True)
+    if not len(rows):
+        return
+    exact = weight[rows, columns].double()
+    for pair in pairs:
+        inside = (rows + start >= pair.at) & (rows + start < pair.at + len(pair.left))
+        ours = (rows + start - pair.at)[inside]
+        exact[inside] += (pair.left[ours] * pair.right[:, columns[inside]].T).sum(1)
+    total[rows, columns] = exact.to(total.dtype)
+
+
+def _number(unit: LazyTensor, name: str) -> Fraction:
+    """The one number that a tensor is measured in; raises NonFinite."""
+    found = unit.item()
+    if not isinstance(found, Fraction):
+        raise NonFinite(f"the scale of {name} is not finite", key=name)
+    return found
+
+
+def _rounded_up(value: float, dtype: str) -> float:
+    """The smallest number of a dtype that is not below `value`, as nearly as a step of the dtype tells."""
+    import torch
+
+    kept = torch.tensor(value, dtype=torch_dtype(dtype))
+    return float(kept) if float(kept) >= value else float(kept) * (1 + 2 * torch.finfo(kept.dtype).eps)
+
+
+def _square(values: torch.Tensor) -> float:
+    """The sum of squares of a block."""
+    flat = values.reshape(-1)
+    return float(flat.dot(flat))
