@@ -11,7 +11,6 @@ import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from loratools.adapters.casting import Dice, cast, largest
@@ -65,7 +64,8 @@ class How:
 class Addition:
     """One tensor of a file, named `name`, and the changes to it; `layout` and `bias` as for `Frame`.
 
-    `unit` is the number that an 8-bit tensor is multiplied by when it is read; the result then has another, see `unit`.
+    `unit` holds what an 8-bit tensor is multiplied by when it is read, one number or one for each row; the result then
+    has others, see `unit`.
     """
 
     def __init__(
@@ -85,7 +85,8 @@ class Addition:
         kept = "rows" if bias and layout == "transpose" else layout
         self.frame = Frame(rows, tensor.numel // rows if rows else 0, kept, bias)
         self._unit = unit
-        self._new_unit: float | None = None
+        self.requantised = unit is not None and DTYPES[self.dtype].bits == 8
+        self._new_unit: torch.Tensor | None = None
         self._lock = threading.RLock()
         self._prepared: Prepared | None = None
         self._left = 0
@@ -100,16 +101,12 @@ class Addition:
         return LazyTensor(self.dtype, self.tensor.shape, segments)
 
     def unit(self) -> LazyTensor:
-        """The number that the result is to be multiplied by when it is read, in the dtype and shape of the old one."""
+        """What the result is to be multiplied by when it is read, in the dtype and shape of the old one."""
         assert self._unit is not None
         old = self._unit
-
-        def produce() -> torch.Tensor:
-            import torch
-
-            return torch.full(old.shape, self._scale(), dtype=torch_dtype(old.dtype))
-
-        return LazyTensor.computed(old.dtype, old.shape, produce)
+        return LazyTensor.computed(
+            old.dtype, old.shape, lambda: self._scale().to(torch_dtype(old.dtype)).reshape(old.shape).cpu()
+        )
 
     @property
     def dense_bytes(self) -> int:
@@ -137,9 +134,12 @@ class Addition:
     def _block(self, start: int, stop: int) -> bytes:
         """The bytes of some rows, and their measure."""
         weight, total, change = self._sum(start, stop)
-        scale = self._scale() if self._unit is not None else 1.0
-        made = cast(total if scale == 1 else total / scale, self.dtype, self.how.dice, self.name, start)
-        lost = 0.0 if made.dtype == total.dtype else _square(made.to(total.dtype).mul_(scale).sub_(total))
+        scale = _rows(self._scale(), start, stop).to(total) if self.requantised else None
+        made = cast(total if scale is None else total / scale, self.dtype, self.how.dice, self.name, start)
+        lost = 0.0
+        if made.dtype != total.dtype:
+            back = made.to(total.dtype)
+            lost = _square((back if scale is None else back.mul_(scale)).sub_(total))
         found = Measure(_square(weight), change, lost)
         if not math.isfinite(found.weight + found.change + found.lost) and not self.how.allow_nonfinite:
             self._refuse(weight, made)
@@ -174,16 +174,29 @@ class Addition:
         rows = self.tensor.reshape(self.frame.rows, self.frame.columns).rows(start, stop).load()
         working = torch.float64 if wide or rows.dtype == torch.float64 else torch.float32
         weight = rows.to(self.how.device).to(working)
-        return weight if self._unit is None else weight * float(_number(self._unit, self.name))
+        return weight if self._unit is None else weight * _rows(self._old_unit(), start, stop).to(weight)
 
-    def _scale(self) -> float:
+    def _old_unit(self) -> torch.Tensor:
+        """The unit of the file as float32 [rows, 1], or [1, 1]; raises NonFinite."""
+        import torch
+
+        assert self._unit is not None
+        found = self._unit.load().float().reshape(-1, 1)
+        if not bool(torch.isfinite(found).all()):
+            raise NonFinite(f"the scale of {self.name} is not finite", key=self.name)
+        return found
+
+    def _scale(self) -> torch.Tensor:
         """The new unit: the one that uses the whole range of the dtype, which takes a look at every block first."""
+        import torch
+
         with self._lock:
             if self._new_unit is None:
                 assert self._unit is not None
-                peak = max((float(self._sum(start, stop)[1].abs().max()) for start, stop in self._spans()), default=0.0)
-                old = float(_number(self._unit, self.name))
-                wanted = peak / largest(self.dtype) if peak else old
+                old = self._old_unit()
+                peaks = torch.cat([self._sum(start, stop)[1].abs().amax(1).cpu() for start, stop in self._spans()])
+                peak = (peaks if len(old) > 1 else peaks.amax().reshape(1)).reshape(-1, 1).float()
+                wanted = torch.where(peak > 0, peak / largest(self.dtype), old)
                 self._new_unit = _rounded_up(wanted, self._unit.dtype)
             return self._new_unit
 
@@ -242,20 +255,17 @@ def _recompute(total: torch.Tensor, weight: torch.Tensor, pairs: Sequence[Pair],
     total[rows, columns] = exact.to(total.dtype)
 
 
-def _number(unit: LazyTensor, name: str) -> Fraction:
-    """The one number that a tensor is measured in; raises NonFinite."""
-    found = unit.item()
-    if not isinstance(found, Fraction):
-        raise NonFinite(f"the scale of {name} is not finite", key=name)
-    return found
+def _rows(unit: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+    """The units of some rows, or the one of all."""
+    return unit[start:stop] if len(unit) > 1 else unit
 
 
-def _rounded_up(value: float, dtype: str) -> float:
-    """The smallest number of a dtype that is not below `value`, as nearly as a step of the dtype tells."""
+def _rounded_up(values: torch.Tensor, dtype: str) -> torch.Tensor:
+    """Numbers of a dtype that are not below `values`, as float32: nothing may lie beyond the range by rounding."""
     import torch
 
-    kept = torch.tensor(value, dtype=torch_dtype(dtype))
-    return float(kept) if float(kept) >= value else float(kept) * (1 + 2 * torch.finfo(kept.dtype).eps)
+    kept = values.to(torch_dtype(dtype)).float()
+    return torch.where(kept >= values, kept, kept * (1 + 2 * torch.finfo(torch_dtype(dtype)).eps))
 
 
 def _square(values: torch.Tensor) -> float:

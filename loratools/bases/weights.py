@@ -13,7 +13,8 @@ from loratools.architectures.registry import ARCHITECTURES
 from loratools.bases.companions import companion
 from loratools.bases.identify import identify
 from loratools.bases.matching import Match, Part, matches
-from loratools.errors import ArchitectureMismatch, UnsupportedFile, WrongRole
+from loratools.bases.quantised import check_quantised, dequantised, unit_key
+from loratools.errors import ArchitectureMismatch, WrongRole
 from loratools.model import Target
 from loratools.tensors.lazy import LazyTensor, stack_rows
 from loratools.tensors.source import LocalFile, TensorSource
@@ -23,13 +24,17 @@ Named = tuple[str | None, TensorSource]
 
 @dataclass(frozen=True, slots=True)
 class Native:
-    """A weight, or a bias, as its file holds it: the tensor, its key, and where its canonical paths lie in it."""
+    """A weight, or a bias, as its file holds it: the tensor, its key, and where its canonical paths lie in it.
+
+    `unit` is the key of the scale that an 8-bit weight is multiplied by.
+    """
 
     tensor: LazyTensor
     key: str
     placement: Placement
     source: TensorSource
     is_bias: bool = False
+    unit: str | None = None
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,12 @@ class Base:
                     leaf = key[len(part.prefix) :]
                     if leaf in (placement.weight_key, placement.bias_key):
                         is_bias = leaf != placement.weight_key
-                        yield name, Native(source[key], key, placement, source, is_bias)
+                        yield (
+                            name,
+                            Native(
+                                source[key], key, placement, source, is_bias, None if is_bias else unit_key(source, key)
+                            ),
+                        )
 
 
 @dataclass(frozen=True)
@@ -77,7 +87,7 @@ class BaseWeights:
         native = self._at(self.weights, component, path)
         if native is None:
             return None
-        tensor = native.tensor
+        tensor = dequantised(native.tensor, native.source[native.unit] if native.unit else None)
         if native.placement.layout == "transpose":
             tensor = transposed(tensor)
         return self._shaped(_rows(native, tensor, path), component, path)
@@ -132,17 +142,14 @@ class BaseWeights:
 def open_base(name: str, parts: Sequence[Named]) -> Base:
     """Identify the parts of a base model: (component where a folder names it, its tensors).
 
-    Raises WrongRole for what holds no base model, UnsupportedFile for weights that are quantised with scales beside
-    them, ArchitectureMismatch where its parts fit no architecture together.
+    Raises WrongRole for what holds no base model, UnsupportedFile for weights that are quantised in a way that is not
+    read, ArchitectureMismatch where its parts fit no architecture together.
     """
     kept: list[Named] = []
     candidates: list[tuple[str, ...]] = []
     for component, source in parts:
         found = identify({key: source[key].shape for key in source})
-        scaled = next((key for key in source if companion(key) == "quantisation"), None)
-        if scaled is not None:
-            why = "its weights are quantised with scales beside them, which are not read"
-            raise UnsupportedFile(why, path=source.name, key=scaled, hint="give it in a plain dtype")
+        check_quantised(source)
         if found is not None and found.role == "base":
             kept.append((component, source))
             candidates.append(found.candidates)

@@ -10,29 +10,29 @@ from typing import Any
 
 from loratools.adapters.addition import Addition, How
 from loratools.adapters.casting import Dice
-from loratools.adapters.dora import is_dora
-from loratools.adapters.kind import kind_of
 from loratools.architectures.architecture import Architecture
-from loratools.architectures.registry import ARCHITECTURES
 from loratools.bases.checkpoint import Checkpoint, open_checkpoint
-from loratools.bases.placing import Placing, Touched, Unmatched
-from loratools.errors import ArchitectureMismatch, PartialMatch, UsageError, closest, nearest
-from loratools.formats.opening import Reference
-from loratools.operations.lora import Lora, open_lora
+from loratools.bases.companions import companion
+from loratools.bases.placing import Placing, Touched
+from loratools.bases.quantised import unit_key
+from loratools.errors import UsageError
+from loratools.operations.merge_matches import (
+    Weighted,
+    matched,
+    opened,
+    remarks,
+    require_matches,
+    shared_architecture,
+)
 from loratools.operations.merge_output import MergeOutput
-from loratools.operations.merging import Applied, Merge, MergedLayer, MergePlan, UnmatchedModule, by_component
-from loratools.operations.saved_whole import place_saved
+from loratools.operations.merging import Merge, MergedLayer, MergePlan
 from loratools.operations.scales import Scales
-from loratools.operations.to_kind import shared
 from loratools.tensors.dtypes import DTYPES
 from loratools.tensors.lazy import LazyTensor
 from loratools.tensors.writer import Progress
 
-Weighted = Reference | Lora | tuple[Reference | Lora, float]
-
 _START_UP = 300 << 20  # torch, the tables and headers, and what is made ahead of the writer
 DTYPE_NAMES = ("F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
-_NEAREST = 8  # unmatched modules for which the nearest path is looked up
 
 
 @dataclass(frozen=True)
@@ -112,22 +112,24 @@ def plan_merge(
     if dtype is not None and dtype not in DTYPE_NAMES:
         raise UsageError(f"a merge cannot be written as {dtype}", hint=f"one of {', '.join(DTYPE_NAMES)}")
     checkpoint = open_checkpoint(base, unsafe_pickle=unsafe_pickle)
-    given = [_opened(item, arch, unsafe_pickle=unsafe_pickle) for item in adapters]
-    table, name = _architecture(checkpoint, [lora for lora, _ in given])
+    given = [opened(item, arch, unsafe_pickle=unsafe_pickle) for item in adapters]
+    table, name = shared_architecture(checkpoint, [lora for lora, _ in given])
     if not allow_partial:
         for lora, _ in given:
             lora.reading.require_known()
     placing = Placing(checkpoint.base, table)
     scales = Scales.of(scale, weights)
-    applied = tuple(_applied(placing, item, scales, table, components) for item in given)
-    _require_matches(applied, checkpoint.name, allow_partial=allow_partial)
+    applied = tuple(matched(placing, item, scales, table, components) for item in given)
+    require_matches(applied, checkpoint.name, allow_partial=allow_partial)
     dice = Dice(stochastic_seed) if stochastic_seed is not None else None
     how = How(dtype, dice, device, allow_nonfinite)
-    additions: dict[tuple[int, str], tuple[Touched, Addition]] = {}
-    for place, touched in placing.touched.items():
-        additions[place] = touched, _addition(touched, table, how)
+    additions = {place: (item, _addition(item, table, how)) for place, item in placing.touched.items()}
     changed = {place: item.result() for place, (_, item) in additions.items()}
+    for touched, item in additions.values():
+        if item.requantised and touched.native.unit:
+            changed[id(touched.native.source), touched.native.unit] = item.unit()
     cast = _casts(checkpoint, changed, placing, table, how) if dtype else {}
+    dropped = _dropped(checkpoint) if dtype and DTYPES[dtype].bits > 8 else frozenset()
     parameters = {
         "scale": scale if not isinstance(scale, Mapping) else dict(scale),
         "scales": [by for _, by in given],
@@ -141,7 +143,7 @@ def plan_merge(
         "allow_nonfinite": allow_nonfinite,
     }
     adapter_files = tuple(file for lora, _ in given for file in lora.reading.opened.files)
-    output = MergeOutput(checkpoint, {**changed, **cast}, parameters, adapter_files, dtype, max_shard_size)
+    output = MergeOutput(checkpoint, {**changed, **cast}, parameters, adapter_files, dtype, max_shard_size, dropped)
     tensors = sum(len(item.keys) for item in checkpoint.weights)
     largest = max((item.dense_bytes for _, item in additions.values()), default=0)
     plan = MergePlan(
@@ -150,111 +152,14 @@ def plan_merge(
         adapters=applied,
         changed=len(additions),
         cast=len(cast),
-        copied=tensors - len(additions) - len(cast),
+        copied=tensors - len({**changed, **cast}) - len(dropped),
         files=output.sizes(),
         beside=len(output.beside),
         left_out=output.left_out,
         peak_memory=_START_UP + 3 * largest,
-        warnings=_warnings(placing, scales, given),
+        warnings=remarks(placing, scales, given),
     )
     return PendingMerge(plan, output, tuple(additions.values()))
-
-
-def _opened(item: Weighted, arch: str | None, *, unsafe_pickle: bool) -> tuple[Lora, float]:
-    reference, scale = item if isinstance(item, tuple) else (item, 1.0)
-    number = Scales.of(scale).overall
-    return open_lora(reference, arch=arch, unsafe_pickle=unsafe_pickle), number
-
-
-def _architecture(checkpoint: Checkpoint, loras: Sequence[Lora]) -> tuple[Architecture | None, str | None]:
-    """The table and the id that the base and all adapters share; ArchitectureMismatch where there is none."""
-    found = checkpoint.base.candidates
-    for lora in loras:
-        ours = (lora.architecture,) if lora.architecture else lora.candidates
-        both = shared(ours, found)
-        if found and not both:
-            raise ArchitectureMismatch(
-                f"the adapter is for {' or '.join(ours) or 'an unknown model'}, the base model is {' or '.join(found)}",
-                path=lora.name,
-                hint="give the base model that the adapter was trained on",
-                expected=list(found),
-                found=list(ours),
-            )
-        found = both
-    known = {item.id: item for item in ARCHITECTURES}
-    name = found[0] if found else None
-    return (known.get(name) if name else None), name
-
-
-def _applied(
-    placing: Placing, given: tuple[Lora, float], scales: Scales, table: Architecture | None, only: Sequence[str] | None
-) -> Applied:
-    """Put one adapter set, or the components `only` of it, in its places."""
-    (lora, by), components = given, only
-    source = lora.reading.bind(table.id) if table else lora.adapter_set
-    present = list(dict.fromkeys(item.target.component for item in source.adapters))
-    for name in components or ():
-        if name not in present:
-            raise UsageError(
-                f"the adapter has no component {name!r}",
-                path=lora.name,
-                hint=nearest(name, present) or f"components: {', '.join(present)}",
-            )
-    wanted = [item for item in source.adapters if not components or item.target.component in components]
-    weigh = scales.weighing(table, present)
-    before = len(placing.unmatched)
-    matched: list[str] = []
-    for item in wanted:
-        by_path = {path: by * weigh(item.target.component, path) for path in item.target.paths}
-        if placing.add(item, by_path):
-            matched.append(item.target.component)
-    left = place_saved(placing, source, table, by, components)
-    missed = placing.unmatched[before:]
-    return Applied(
-        lora.name,
-        lora.format,
-        lora.kinds,
-        by,
-        by_component([item.target.component for item in wanted]),
-        by_component(matched),
-        tuple(_unmatched(item, placing if at < _NEAREST else None) for at, item in enumerate(missed)),
-        (*left, *(f"{name}: not among --components" for name in present if components and name not in components)),
-    )
-
-
-def _unmatched(item: Unmatched, placing: Placing | None) -> UnmatchedModule:
-    near = closest(item.path, placing.paths(item.adapter.target.component)) if placing else None
-    return UnmatchedModule(item.adapter.target.name, f"{item.why}: {item.path}", near)
-
-
-def _require_matches(applied: Sequence[Applied], base: str, *, allow_partial: bool) -> None:
-    for item in applied:
-        total = sum(item.modules.values())
-        missing = item.unmatched
-        if not sum(item.matched.values()):
-            raise PartialMatch(
-                f"none of the {total} modules of the adapter has a weight in the base model",
-                path=item.name,
-                key=missing[0].module if missing else None,
-                hint="give the base model that the adapter was trained on",
-                base=base,
-            )
-        if missing and not allow_partial:
-            lost = {
-                name: count - item.matched.get(name, 0)
-                for name, count in item.modules.items()
-                if count > item.matched.get(name, 0)
-            }
-            told = ", ".join(f"{count} of {item.modules[name]} in {name}" for name, count in lost.items())
-            near = f"; did you mean {missing[0].nearest!r}?" if missing[0].nearest else ""
-            raise PartialMatch(
-                f"{len(missing)} changes have no place in the base model ({told or missing[0].why})",
-                path=item.name,
-                key=missing[0].module,
-                hint=f"{missing[0].why}{near} --allow-partial merges the rest, --components NAME chooses",
-                base=base,
-                unmatched=[entry.module for entry in missing],
-            )
 
 
 def _addition(touched: Touched, table: Architecture | None, how: How) -> Addition:
@@ -266,6 +171,7 @@ def _addition(touched: Touched, table: Architecture | None, how: How) -> Additio
         name=native.key,
         layout=native.placement.layout,
         bias=native.is_bias,
+        unit=native.source[native.unit] if native.unit else None,
     )
 
 
@@ -275,6 +181,8 @@ def _wanted(tensor: LazyTensor, dtype: str | None, touched: Touched | None, tabl
         return tensor.dtype
     if DTYPES[dtype].bits > 8:
         return dtype
+    if DTYPES[tensor.dtype].bits <= 8:
+        return tensor.dtype
     denoiser = table.denoiser.name if table else ""
     is_matrix = touched is not None and touched.component == denoiser and len(tensor.shape) > 1
     return dtype if is_matrix else tensor.dtype
@@ -295,29 +203,17 @@ def _casts(
             place, tensor = (id(item.part), key), item.part[key]
             wanted = _wanted(tensor, how.dtype, owners.get(place), table)
             if place not in changed and wanted != tensor.dtype:
-                found[place] = Addition(tensor, (), replace(how, dtype=wanted), name=key).result()
+                unit = unit_key(item.part, key)
+                scale = item.part[unit] if unit else None
+                found[place] = Addition(tensor, (), replace(how, dtype=wanted), name=key, unit=scale).result()
     return found
 
 
-def _warnings(placing: Placing, scales: Scales, given: Sequence[tuple[Lora, float]]) -> tuple[str, ...]:
-    """What a user should know before the numbers are there."""
-    found = [text for lora, _ in given for text in lora.reading.warnings]
-    names = [
-        (touched.component, path) for touched in placing.touched.values() for path in touched.native.placement.paths
-    ]
-    found += [f"no changed layer fits the pattern {pattern!r}" for pattern in scales.unused(names)]
-    rotated = [
-        change
-        for touched in placing.touched.values()
-        for change in touched.changes
-        if change.scale != 1 and kind_of(change.adapter.kind).needs_base(change.adapter.factors)
-    ]
-    if any(is_dora(change.adapter.factors) for change in rotated):
-        found.append(
-            "DoRA at a scale other than 1: the change of the whole weight is scaled, as A1111 does; PEFT scales inside "
-            "the norm, which gives another weight"
-        )
-    return tuple(dict.fromkeys(found))
+def _dropped(checkpoint: Checkpoint) -> frozenset[tuple[int, str]]:
+    """The scales and marks of 8-bit weights, which nothing is left to be said about in a wider dtype."""
+    return frozenset(
+        (id(item.part), key) for item in checkpoint.weights for key in item.keys if companion(key) == "quantisation"
+    )
 
 
 def _layer(touched: Touched, addition: Addition) -> MergedLayer:

@@ -12,6 +12,7 @@ from typing import Any
 from loratools.bases.checkpoint import Checkpoint, WeightsFile
 from loratools.errors import InternalError, LoratoolsError, OutputRefused, UsageError
 from loratools.operations.hashes import HASH_KEYS, recomputed
+from loratools.operations.one_thread import one_thread
 from loratools.operations.output import Saved
 from loratools.operations.provenance import PROVENANCE_KEY, InputHashes, record
 from loratools.tensors.ahead import Ahead
@@ -28,7 +29,9 @@ Place = tuple[int, str]
 
 @dataclass(frozen=True)
 class MergeOutput:
-    """The output of a merge: `changed` are the tensors by their place in the base; everything else is copied."""
+    """The output of a merge: `changed` are the tensors by their place in the base; everything else is copied, but for
+    the `dropped` ones: scales that no weight is multiplied by any more.
+    """
 
     checkpoint: Checkpoint
     changed: Mapping[Place, LazyTensor]
@@ -36,6 +39,7 @@ class MergeOutput:
     adapter_files: tuple[LocalFile, ...]
     dtype: str | None
     max_shard_size: int | None
+    dropped: frozenset[Place] = frozenset()
 
     @property
     def folder(self) -> bool:
@@ -72,7 +76,11 @@ class MergeOutput:
         """The files of tensors that are written, by relative name; those that nothing changes are copied whole."""
         found: dict[str, tuple[WeightsFile, Tensors]] = {}
         for item in self.checkpoint.weights:
-            held = {key: self.changed.get((id(item.part), key), item.part[key]) for key in item.keys}
+            held = {
+                key: self.changed.get((id(item.part), key), item.part[key])
+                for key in item.keys
+                if (id(item.part), key) not in self.dropped
+            }
             found[item.name] = item, held
         if self.max_shard_size is None:
             return found
@@ -119,7 +127,7 @@ class MergeOutput:
         try:
             if if_needed and self._made(out, record("merge", self.parameters, hashes.inputs())):
                 return Saved(out, 0, None, skipped=True)
-            with Ahead(threads) as ahead:
+            with one_thread(), Ahead(threads) as ahead:
                 if self.folder:
                     return self._save_folder(out, hashes, ahead, overwrite=overwrite, progress=progress)
                 return self._save_file(out, hashes, ahead, overwrite=overwrite, progress=progress)

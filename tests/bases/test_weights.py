@@ -12,41 +12,7 @@ from loratools.bases.weights import open_base
 from loratools.errors import ArchitectureMismatch, UnsupportedFile, WrongRole
 from loratools.model import Target
 from loratools.tensors.source import MemoryTensors
-
-SMALL = 16
-
-
-def shrunk(shape):
-    """A shape of the same proportions and layout, few elements."""
-    return tuple(max(1, extent // SMALL) if extent > 16 else extent for extent in shape)
-
-
-def canonical(table, seed=0):
-    """path → (weight, bias) of every canonical path of a component."""
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        path: (torch.randn(shape, generator=generator), torch.randn(shape[0], generator=generator))
-        for path, shape in table.items()
-    }
-
-
-def spelt(naming, table, values, prefix=""):
-    """The tensors of a file that spells the component so: fused, swapped or turned as the naming says."""
-    held = {}
-    for placement in naming.placements():
-        if native_shape(placement, table) is None:
-            continue
-        weight = torch.cat([values[path][0] for path in placement.paths])
-        bias = torch.cat([values[path][1] for path in placement.paths])
-        if placement.layout == "transpose":
-            weight = weight.T.contiguous()
-        if placement.layout == "swap_halves":
-            weight, bias = (torch.cat(part.chunk(2)[::-1]) for part in (weight, bias))
-        held[prefix + placement.weight_key] = weight
-        if placement.bias_key and weight.ndim > 1:
-            held[prefix + placement.bias_key] = bias
-    return held
-
+from tests.bases.making import canonical, shrunk, spelt
 
 CASES = [
     ("flux1", "transformer", "bfl", ""),
@@ -129,7 +95,7 @@ def test_what_is_no_base_and_what_is_quantised_with_scales_is_refused():
     with pytest.raises(WrongRole):
         open_base("memory", [(None, MemoryTensors(adapter))])
     scaled = {
-        "double_blocks.0.img_attn.qkv.weight": torch.zeros(6, 2),
+        "double_blocks.0.img_attn.qkv.weight": torch.zeros(6, 2, dtype=torch.int8),
         "double_blocks.0.img_attn.qkv.scale_weight": torch.ones(1),
     }
     with pytest.raises(UnsupportedFile, match="quantised"):
