@@ -157,7 +157,7 @@ class Placing:
     def _at(self, component: str, path: str, *, bias: bool) -> list[tuple[str, Native]]:
         found = self._natives.get((component, path, bias))
         if found is None and self._tableless:
-            found = self._natives.get(("", path, bias))
+            found = self._natives.get(("", path, bias)) or self._natives.get(("", path.partition(".")[2], bias))
         return found or []
 
     def _shape(self, component: str, path: str) -> tuple[int, ...]:

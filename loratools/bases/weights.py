@@ -21,6 +21,9 @@ from loratools.tensors.source import LocalFile, TensorSource
 
 Named = tuple[str | None, TensorSource]
 
+CONV1D = {"llm-gpt2": ("c_attn", "c_proj", "c_fc")}
+"""Language models that store linear layers as [in, out] (transformers' Conv1D), with the last words of their names."""
+
 
 @dataclass(frozen=True, slots=True)
 class Native:
@@ -59,7 +62,7 @@ class Base:
     def natives(self, table: Architecture | None) -> Iterator[tuple[str, Native]]:
         """Every weight and every bias of all parts that the architecture places, with its component."""
         for component, source in self.parts:
-            placed = _placed(component, source, table) if table else _verbatim(source)
+            placed = _placed(component, source, table) if table else _verbatim(source, self._turned())
             for name, part in placed.items():
                 for key, placement in part.keys.items():
                     leaf = key[len(part.prefix) :]
@@ -71,6 +74,10 @@ class Base:
                                 source[key], key, placement, source, is_bias, None if is_bias else unit_key(source, key)
                             ),
                         )
+
+    def _turned(self) -> frozenset[str]:
+        """The last words of the layers that a language model stores as [in, out]."""
+        return frozenset(word for name in self.candidates for word in CONV1D.get(name, ()))
 
 
 @dataclass(frozen=True)
@@ -122,7 +129,7 @@ class BaseWeights:
     def _at(self, held: Mapping[tuple[str, str], Native], component: str, path: str) -> Native | None:
         found = held.get((component, path))
         if found is None and not self.known:  # a model without a table is one component, whatever it is called
-            found = held.get(("", path))
+            found = held.get(("", path)) or held.get(("", path.partition(".")[2]))  # a model saved without its head
         return found
 
     def _shaped(self, weight: LazyTensor, component: str, path: str) -> LazyTensor:
@@ -180,10 +187,10 @@ def _placed(component: str | None, source: TensorSource, table: Architecture) ->
     return {component: replace(part, component=component, keys=renamed)}
 
 
-def _verbatim(source: TensorSource) -> Mapping[str, Part]:
-    """Every weight and bias under its own name."""
+def _verbatim(source: TensorSource, turned: frozenset[str]) -> Mapping[str, Part]:
+    """Every weight and bias under its own name; those of `turned` layers are the transpose of what others hold."""
     keys = {
-        key: Placement(path, (path,), (1,), "rows")
+        key: Placement(path, (path,), (1,), "transpose" if path.rpartition(".")[2] in turned else "rows")
         for key in source
         for path, dot, leaf in (key.rpartition("."),)
         if dot and leaf in ("weight", "bias")

@@ -8,6 +8,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 import loratools as lt
+from loratools.errors import PartialMatch
 
 TOKENS = torch.arange(10)[None]
 
@@ -73,3 +74,46 @@ def test_the_way_back_gives_the_configuration_word_for_word(trained, tmp_path):
 def test_a_language_model_is_told_from_its_layers(trained):
     make, folder, _ = trained
     assert f"llm-{make().config.model_type}" in lt.open(folder).candidates
+
+
+def test_merged_weights_are_those_that_peft_merges(trained, tmp_path):
+    make, folder, _ = trained
+    base = make()
+    base.save_pretrained(tmp_path / "base")
+    adapted = PeftModel.from_pretrained(make(), folder)
+    if json.loads((folder / "adapter_config.json").read_text())["lora_bias"]:
+        with pytest.raises(PartialMatch, match="no bias"):
+            lt.merge(tmp_path / "base", [folder], tmp_path / "merged")
+        with pytest.raises(RuntimeError, match="no bias"):
+            adapted.merge_and_unload()
+        return
+    done = lt.merge(tmp_path / "base", [folder], tmp_path / "merged")
+    assert not done.plan.adapters[0].unmatched
+    merged = adapted.merge_and_unload().state_dict()
+    ours = type(base).from_pretrained(tmp_path / "merged").state_dict()
+    before = base.state_dict()
+    changed = [key for key in merged if not torch.equal(merged[key], before[key])]
+    assert changed
+    for key, value in ours.items():
+        assert (value - merged[key]).norm() <= 1e-6 * merged[key].norm(), key
+        assert key in changed or torch.equal(value, before[key])
+
+
+def test_an_adapter_of_a_whole_model_fits_one_saved_without_its_head(tmp_path):
+    model = get_peft_model(llama(), LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    model.save_pretrained(tmp_path / "adapter")
+    llama().model.save_pretrained(tmp_path / "base")
+    done = lt.merge(tmp_path / "base", [tmp_path / "adapter"], tmp_path / "merged")
+    assert done.plan.changed == 2
+
+
+def test_modules_saved_whole_replace_the_bases_bit_for_bit(tmp_path):
+    options = {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}
+    model = get_peft_model(llama().to(torch.bfloat16), LoraConfig(r=2, **options))
+    saved = dict(model.named_parameters())["base_model.model.lm_head.modules_to_save.default.weight"]
+    saved.data = torch.randn_like(saved)
+    model.save_pretrained(tmp_path / "adapter")
+    llama().to(torch.bfloat16).save_pretrained(tmp_path / "base")
+    lt.merge(tmp_path / "base", [tmp_path / "adapter"], tmp_path / "merged")
+    merged = LlamaForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.bfloat16)
+    assert torch.equal(merged.lm_head.weight, saved)
