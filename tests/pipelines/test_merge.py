@@ -5,11 +5,13 @@ import json
 import pytest
 import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import loratools as lt
+from loratools.architectures.registry import architecture
 from loratools.errors import ArchitectureMismatch, OutputRefused, PartialMatch
 from loratools.pipelines.single_file import export_single_file
+from tests.bases.making import spelt
 from tests.judges import by_lycoris, by_peft
 from tests.judges.truth import place
 
@@ -101,6 +103,38 @@ def test_merged_single_file_is_the_float64_sum_as_diffusers_reads_it(
     source, made = load_file(single(architecture)), load_file(out)
     assert list(source) == list(made)
     assert all(torch.equal(source[key], made[key]) for key in source if key.startswith("first_stage_model."))
+
+
+@pytest.mark.parametrize("container", ["kohya", "diffusers", "peft"])
+@pytest.mark.parametrize("naming", ["diffusers", "bfl"])
+def test_fused_and_split_layers_get_the_same_sum(naming, container, pipeline, third_party, tmp_path):
+    truth = third_party(container, "flux1")
+    before = weights_of(pipeline("flux1"))
+    changes = [(truth, SCALE)]
+    places = {
+        where: before[key].shape for key in before if (where := key[:2])[0] == "transformer" and key[2] == "weight"
+    }
+    named = architecture("flux1").denoiser.naming(naming)
+    table = {path: shape for (_, path), shape in places.items()}
+
+    def file(values):
+        pairs = {path: (values["transformer", path, "weight"], bias(values, path)) for path in table}
+        return spelt(named, table, pairs)
+
+    def bias(values, path):
+        found = values.get(("transformer", path, "bias"))
+        return (
+            torch.zeros(table[path][0], dtype=values["transformer", path, "weight"].dtype) if found is None else found
+        )
+
+    save_file(file(before), tmp_path / "base.safetensors")
+    how = {"arch": "flux1", "components": ["transformer"]}
+    lt.merge(tmp_path / "base.safetensors", [(truth.path, SCALE)], tmp_path / "merged.safetensors", **how)
+    wanted = file({key: value.double() for key, value in before.items()} | expected(before, changes))
+    after = load_file(tmp_path / "merged.safetensors")
+    assert after.keys() == wanted.keys()
+    for key, value in wanted.items():
+        assert (after[key].double() - value).norm() <= EXACT * value.norm(), key
 
 
 @pytest.mark.parametrize("kind", by_lycoris.KINDS)
@@ -227,11 +261,9 @@ def test_a_partial_match_is_refused_and_a_wrong_base_always(pipeline, third_part
     UNet2DConditionModel.from_pretrained(tmp_path / "merged", local_files_only=True)
     with pytest.raises(ArchitectureMismatch):
         lt.merge(pipeline("sdxl"), [truth.path], tmp_path / "wrong", arch="sd1", allow_partial=True)
+    only = tmp_path / "te.safetensors"
+    save_file({key: value for key, value in load_file(truth.path).items() if key.startswith("lora_te")}, only)
     with pytest.raises(PartialMatch):
-        only = truth.path.parent / "te.safetensors"
-        from safetensors.torch import save_file
-
-        save_file({key: value for key, value in load_file(truth.path).items() if key.startswith("lora_te")}, only)
         lt.merge(unet, [only], tmp_path / "none", arch="sd1", allow_partial=True)
     assert not (tmp_path / "wrong").exists()
     assert not (tmp_path / "none").exists()
