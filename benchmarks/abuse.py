@@ -2,6 +2,10 @@
 
     python -m benchmarks.abuse fuzz --cases 10000 --seed 1     damaged files through the parsers
     python -m benchmarks.abuse kill --cases 500 --seed 1       conversions killed (SIGKILL) at random moments
+    python -m benchmarks.abuse disk --place SMALL --cases 50   conversions while the disk fills up and is cleared again
+
+SMALL is an empty folder on a disk of its own, which holds one output but not two of them:
+`mount -t tmpfs -o size=9m tmpfs SMALL`.
 
 A run ends with exit code 1 where an invariant was broken, and names the seeds.
 """
@@ -12,10 +16,13 @@ import argparse
 import json
 import os
 import platform
+import random
 import resource
+import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from datetime import UTC, datetime
@@ -23,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.reliability.mutations import judge, mutate
-from tests.reliability.victims import Stage
+from tests.reliability.victims import Stage, converting, source
 
 RESULTS = Path(__file__).resolve().parent / "results" / "abuse.json"
 SLOWEST = 2.0
@@ -72,15 +79,83 @@ def kill(cases: int, first: int) -> dict[str, Any]:
     return {"killed": killed, "outputs": dict(states), "recognised_temporaries": leftovers, "broken": broken}
 
 
+def disk(cases: int, first: int, place: Path) -> dict[str, Any]:
+    """Conversions over an old output, to a file and to a folder in turn, on a disk that something else fills up."""
+    rng, other = random.Random(first), random.Random(first + 1)  # noqa: S311 (seeds, no secrets)
+    states, broken, stopped = Counter[str](), dict[str, str](), threading.Event()
+    filling = threading.Thread(target=_fill, args=(place / "fill", other, stopped))
+    with tempfile.TemporaryDirectory() as elsewhere:
+        inside = source(Path(elsewhere) / "in.safetensors")
+        filling.start()
+        try:
+            for case in range(cases):
+                out = place / ("out.safetensors", "out")[case % 2]
+                old = _old(out)
+                time.sleep(rng.uniform(0, 0.1))
+                process = converting(inside, out, ("diffusers", "peft")[case % 2])
+                process.communicate(timeout=120)
+                found = [path for path in (out, *out.rglob("*")) if path.is_file()]
+                size = sum(path.stat().st_size for path in found)
+                state = "new" if size > 0.9 * inside.stat().st_size else "neither"
+                if size == len(old) and b"".join(path.read_bytes() for path in found) == old:
+                    state = "old"
+                states[f"exit {process.returncode}, {state}"] += 1
+                names = {path.name for path in place.iterdir()} - {"fill", "out", "out.safetensors"}
+                if names or state == "neither" or (process.returncode == 0) != (state == "new"):
+                    broken[str(case)] = f"exit {process.returncode}, {state}, left {sorted(names)}"
+                shutil.rmtree(out, ignore_errors=True)
+                out.unlink(missing_ok=True)
+        finally:
+            stopped.set()
+            filling.join()
+    return {"outcomes": dict(states), "broken": broken}
+
+
+def _old(out: Path) -> bytes:
+    """Puts an old output in its place, however often the disk is full."""
+    old = b"the old output"
+    while True:
+        try:
+            if out.suffix:
+                out.write_bytes(old)
+            else:
+                out.mkdir(exist_ok=True)
+                (out / "adapter_model.safetensors").write_bytes(old)
+        except OSError:
+            time.sleep(0.01)
+        else:
+            return old
+
+
+def _fill(path: Path, rng: random.Random, stopped: threading.Event) -> None:
+    while not stopped.is_set():
+        try:
+            with path.open("wb") as file:
+                while not stopped.is_set():
+                    file.write(bytes(100 << 10))
+                    file.flush()
+                    time.sleep(0.0005)
+        except OSError:  # full: that is the point
+            time.sleep(rng.uniform(0, 0.02))
+        path.unlink(missing_ok=True)
+        time.sleep(rng.uniform(0, 0.06))
+
+
 def main() -> None:
     """Run one, print its figures and keep them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["fuzz", "kill"])
+    parser.add_argument("what", choices=["fuzz", "kill", "disk"])
+    parser.add_argument("--place", type=Path, help="for disk: an empty folder on a small disk of its own")
     parser.add_argument("--cases", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
     started = time.perf_counter()
-    found = {"fuzz": fuzz, "kill": kill}[given.what](given.cases, given.seed)
+    if given.what == "disk":
+        if given.place is None or not given.place.is_mount() or any(given.place.iterdir()):
+            parser.error("--place must be an empty mounted disk")
+        found = disk(given.cases, given.seed, given.place)
+    else:
+        found = {"fuzz": fuzz, "kill": kill}[given.what](given.cases, given.seed)
     figures = {
         "cases": given.cases,
         "seed": given.seed,

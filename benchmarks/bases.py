@@ -95,7 +95,7 @@ def canonical(component: str, key: str) -> str:
 
 
 def make_lora(name: str, pipeline: Path, out: Path, rank: int) -> None:
-    """A LoRA of every attention and feed-forward layer, as sd-scripts names and stores it, and small beside the base."""
+    """A LoRA of every attention and feed-forward layer, as sd-scripts names it, and small beside the base."""
     generator = torch.Generator().manual_seed(9)
     tensors: dict[str, torch.Tensor] = {}
     prefixes = {

@@ -1,21 +1,25 @@
-"""What diffusers' loader makes of every sort of file, as it is and after `loratools convert --to diffusers`.
+"""What diffusers' loader makes of every sort of file, as it is and after a conversion by loratools.
 
-    python benchmarks/loading_matrix.py                    the whole matrix, into benchmarks/results/loading-matrix.md
-    python benchmarks/loading_matrix.py --arch sd1         one architecture
+    python benchmarks/loading_matrix.py             what is still missing in benchmarks/results/loading-matrix.json
+    python benchmarks/loading_matrix.py --again     everything anew
+    python benchmarks/loading_matrix.py --arch sd1 --sort "LyCORIS full"
 
-Files are made by third parties (lycoris, peft, diffusers, sd-scripts' layout) over tiny pipelines of random weights;
-the truth is what their own forward passes do, in float64. A module is right within a relative error of 1e-4.
+Files are made by third parties (lycoris, peft, diffusers, kohya's layout) over tiny pipelines of random weights; the
+truth is what their own forward passes or merges do, in float64. A module is right within a relative error of 1e-4.
+"As it is" is `load_lora_weights` of the file; "converted" is the same after `convert --to diffusers`, or, where that is
+refused, after `convert --to diffusers --to-kind lora --base PIPELINE`. Every cell is kept as soon as it is known, so an
+interrupted run goes on where it stopped; the tables in loading-matrix.md and in README.md are made from the cells.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
-import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,122 +27,149 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 RIGHT = 1e-4
-ARCHITECTURES = ("sd1", "sdxl")
-RESULT = ROOT / "benchmarks" / "results" / "loading-matrix.md"
+ARCHITECTURES = ("sd1", "sd2", "sdxl")
+RESULTS = ROOT / "benchmarks" / "results" / "loading-matrix.json"
+TABLE = RESULTS.with_suffix(".md")
+
+NOTES = {
+    "diffusers, DoRA": "diffusers saves a magnitude as `lora_magnitude_vector`. Its UNets take that; a text encoder is "
+    "loaded by transformers, which asks for `lora_magnitude_vector.weight`, reports it missing and starts it anew, so "
+    "that every layer of the text encoder is wrong. A converted file says `.weight`, which both take.",
+    "LyCORIS locon": "the one wrong layer is the text encoder's: a LoRA of q, k or v is dropped where the text encoder "
+    "has none of out_proj.",
+}
+"""What is behind a sort of file's figures."""
+
+Cell = dict[str, Any]
 
 
-def makers(architecture: str) -> dict[str, Callable[[Path, Path], Any]]:
-    """Sort of file → what makes one in (pipeline folder, file) and gives back the truth."""
-    from tests.judges import by_kohya, by_lycoris, by_peft
-
-    components: dict[str, Any] = {"unet": None, "text_encoder": None}
-
-    def lycoris(kind: str) -> Callable[[Path, Path], Any]:
-        return lambda folder, out: by_lycoris.make(folder, out, kind, architecture=architecture)
-
-    def peft(container: Any, **options: Any) -> Callable[[Path, Path], Any]:
-        def make(folder: Path, out: Path) -> Any:
-            where = out.with_suffix("") if container == "peft" else out
-            return by_peft.make(
-                folder, where, architecture=architecture, container=container, components=components, most=24, **options
-            )
-
-        return make
-
-    def kohya(folder: Path, out: Path) -> Any:
-        return by_kohya.make(folder, out, architecture=architecture, components=components, most=24)
-
-    found = {
-        "kohya, mixed alphas": kohya,
-        "PEFT folder": peft("peft"),
-        "diffusers": peft("diffusers"),
-        "diffusers, DoRA": peft("diffusers", use_dora=True),
-    }
-    return found | {f"LyCORIS {kind}": lycoris(kind) for kind in by_lycoris.KINDS}
-
-
-def loaded(folder: Path, file: Path, truth: Any) -> str:
-    """What diffusers does with a file: ok, how many modules are wrong, nothing at all, or an exception."""
+def loaded(folder: Path, file: Path, truth: Any) -> Cell:
+    """What diffusers does with a file: how many of its modules are right, how many biases are lost, or why not."""
     from tests.judges.load import deltas_after_diffusers_load
     from tests.judges.truth import compare
 
     if file.is_dir():
-        inside = sorted(file.rglob("adapter_model.safetensors"))
-        file = inside[0]
+        file = file / "adapter_model.safetensors"
     try:
         found = deltas_after_diffusers_load(folder, file)
     except Exception as problem:  # noqa: BLE001 - whatever the loader raises is the answer
-        return f"refused ({type(problem).__name__})"
-    if not found.deltas and not found.biases:
-        return "**nothing loaded**"
+        return {"outcome": "refused", "why": f"{type(problem).__name__}: {str(problem)[:160]}"}
     judged = compare(found.deltas, truth.deltas)
-    lost = sum(where not in found.biases for where in truth.biases)
-    wrong = judged.wrong(RIGHT)
-    if not wrong and not lost:
-        return "ok"
-    return f"**{wrong} of {len(truth.deltas)} wrong**" if wrong else f"**{lost} biases lost**"
+    wrong, lost = judged.wrong(RIGHT), sum(where not in found.biases for where in truth.biases)
+    if not found.deltas and not found.biases:
+        return {"outcome": "nothing", "wrong": len(truth.deltas), "of": len(truth.deltas)}
+    outcome = "ok" if not wrong and not lost else "wrong"
+    return {"outcome": outcome, "wrong": wrong, "of": len(truth.deltas), "lost_biases": lost, "worst": judged.worst}
 
 
-def converted(folder: Path, truth: Any, out: Path, architecture: str) -> str:
-    """The same after our conversion, with `--to-kind lora` and the base where the kind needs it."""
+def converted(folder: Path, truth: Any, out: Path, architecture: str) -> Cell:
+    """The same after our conversion: of the file as it is, else as plain LoRA over its base, else why it is refused."""
     from loratools.errors import LoratoolsError
     from loratools.operations.convert import convert
-    from loratools.operations.lora import open_lora
 
-    plain = set(open_lora(truth.path, arch=architecture).kinds) <= {"lora"}
-    how: dict[str, Any] = {"to": "diffusers", "arch": architecture}
-    try:
-        convert(truth.path, **how).save(out)
-    except LoratoolsError as problem:
-        if plain and "Tucker" not in problem.message:
-            return f"refused: {problem.message}"
+    why = ""
+    for way in ({}, {"to_kind": "lora", "base": folder}):
+        out.unlink(missing_ok=True)
         try:
-            convert(truth.path, **how, to_kind="lora", base=folder).save(out)
-        except LoratoolsError as reason:
-            return f"refused: {reason.message.partition(': ')[2] or reason.message}"
-        return f"{loaded(folder, out, truth)} (`--to-kind lora`)"
-    return loaded(folder, out, truth)
+            convert(truth.path, to="diffusers", arch=architecture, **way).save(out)
+        except LoratoolsError as problem:
+            why = problem.message
+            continue
+        return {**loaded(folder, out, truth), "to_kind": way.get("to_kind")}
+    return {"outcome": "refused", "why": why}
+
+
+def measure(chosen: argparse.Namespace, kept: dict[str, Any]) -> None:
+    """Fill in the cells that are missing, and keep each."""
+    import torch
+
+    from loratools.pipelines.synthetic import make_pipeline
+    from tests.judges.wild import SORTS
+
+    torch.set_num_threads(1)
+    logging.disable(logging.WARNING)
+    for architecture in chosen.arch or ARCHITECTURES:
+        cells = kept["cells"].setdefault(architecture, {})
+        missing = [name for name in SORTS if (chosen.again or name not in cells) and name in (chosen.sort or SORTS)]
+        if not missing:
+            continue
+        with tempfile.TemporaryDirectory() as place:
+            folder = make_pipeline(architecture, Path(place) / "pipeline")
+            for at, name in enumerate(missing):
+                started = time.perf_counter()
+                try:
+                    truth = SORTS[name](folder, Path(place) / f"{at}.safetensors", architecture)
+                except ValueError as problem:  # lycoris has no BOFT for some widths
+                    cell = {"before": {"outcome": "not made", "why": str(problem)}}
+                else:
+                    before = loaded(folder, Path(truth.path), truth)
+                    after = converted(folder, truth, Path(place) / "out.safetensors", architecture)
+                    cell = {"before": before, "after": after}
+                cells[name] = cell
+                kept["cells"][architecture] = {sort: cells[sort] for sort in SORTS if sort in cells}
+                RESULTS.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+                seconds = f"{time.perf_counter() - started:.1f} s"
+                print(architecture, name, *map(said, cell.values()), seconds, sep=" | ", flush=True)
+
+
+def said(cell: Cell) -> str:
+    """A cell in a word or two."""
+    if cell["outcome"] == "wrong" and not cell["wrong"]:
+        return f"**{cell['lost_biases']} biases lost**"
+    words = {"nothing": "**nothing**", "wrong": f"**{cell.get('wrong')}/{cell.get('of')} wrong**"}
+    return words.get(cell["outcome"], cell["outcome"]) + (" as LoRA" if cell.get("to_kind") else "")
+
+
+def table(kept: dict[str, Any]) -> str:
+    """Sorts of files by pipelines: as it is → converted."""
+    columns = {name: kept["cells"][name] for name in ARCHITECTURES if name in kept["cells"]}
+    sorts = list(dict.fromkeys(sort for cells in columns.values() for sort in cells))
+    lines = [f"| file | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for sort in sorts:
+        row = (cells.get(sort) for cells in columns.values())
+        lines.append(f"| {sort} | {' | '.join(' → '.join(map(said, cell.values())) if cell else '' for cell in row)} |")
+    return "\n".join(lines) + "\n"
+
+
+def refusals(kept: dict[str, Any]) -> str:
+    """Why what is refused after all is refused, and why what the library itself cannot make is not there."""
+    found: dict[str, list[str]] = {}
+    for architecture, cells in kept["cells"].items():
+        for sort, cell in cells.items():
+            last = cell.get("after") or cell["before"]
+            if "why" in last:
+                found.setdefault(f"{sort}, {last['outcome']}: {last['why']}", []).append(architecture)
+    return "".join(f"- {why} ({', '.join(where)})\n" for why, where in found.items())
 
 
 def main() -> None:
-    """Make the matrix and write it."""
+    """Fill in the matrix and write it down."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--arch", action="append", choices=ARCHITECTURES, help="only this one; may stand more than once"
     )
-    parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--sort", action="append", help="only this sort of file; may stand more than once")
+    parser.add_argument("--again", action="store_true", help="also what is known already")
     chosen = parser.parse_args()
     import diffusers
     import peft
-    import torch
+    import transformers
 
-    from loratools.pipelines.synthetic import make_pipeline
-
-    torch.set_num_threads(1)
-    logging.disable(logging.INFO)
-    rows: dict[str, list[str]] = {}
-    architectures = chosen.arch or ARCHITECTURES
-    work = Path(tempfile.mkdtemp())
-    try:
-        for architecture in architectures:
-            folder = make_pipeline(architecture, work / architecture)
-            for at, (name, make) in enumerate(makers(architecture).items()):
-                truth = make(folder, work / f"{architecture}_{at}.safetensors")
-                cells = rows.setdefault(name, [])
-                cells.append(loaded(folder, Path(truth.path), truth))
-                cells.append(converted(folder, truth, work / f"{architecture}_{at}_out.safetensors", architecture))
-                print(architecture, name, *cells[-2:], sep=" | ", file=sys.stderr, flush=True)
-    finally:
-        shutil.rmtree(work)
-    heads = [f"{name}: {when}" for name in architectures for when in ("as it is", "converted")]
-    lines = [
-        f"diffusers {diffusers.__version__}, peft {peft.__version__}, tiny pipelines of random weights.",
-        "",
-        f"| file | {' | '.join(heads)} |",
-        "|---" * (len(heads) + 1) + "|",
-        *(f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()),
-    ]
-    chosen.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    versions = {module.__name__: module.__version__ for module in (diffusers, peft, transformers)}
+    kept: dict[str, Any] = {"versions": versions, "cells": {}}
+    if RESULTS.exists():
+        before = json.loads(RESULTS.read_text(encoding="utf-8"))
+        if before["versions"] == versions:
+            kept = before
+    measure(chosen, kept)
+    told = ", ".join(f"{name} {number}" for name, number in versions.items())
+    legend = (__doc__ or "").split("\n\n")[2].replace("\n", " ").strip()
+    notes = "".join(f"- {sort}: {note}\n" for sort, note in NOTES.items())
+    text = [f"{told}.\n", f"{legend}\n", table(kept), notes, "Not there:\n", refusals(kept)]
+    TABLE.write_text("\n".join(text), encoding="utf-8")
+    outcomes = [(name, cell.get("after", {})) for cells in kept["cells"].values() for name, cell in cells.items()]
+    wrong = [name for name, after in outcomes if after.get("outcome") in ("wrong", "nothing")]
+    sys.exit(f"wrong after conversion: {', '.join(wrong)}" if wrong else 0)
 
 
 if __name__ == "__main__":

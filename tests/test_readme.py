@@ -98,12 +98,13 @@ def test_the_test_command_can_be_split_where_ci_splits_it():
     assert tests.startswith(".venv/bin/pytest")
 
 
-def test_figures_are_those_of_the_newest_results():
+@pytest.mark.parametrize("table", ["figures", "loading"])
+def test_figures_are_those_of_the_newest_results(table):
     done = subprocess.run(
-        [sys.executable, "-c", "import readme; print(readme.figures(), end='')"],
+        [sys.executable, "-c", f"import readme; print(readme.{table}(), end='')"],
         cwd=REPOSITORY / "benchmarks",
         capture_output=True,
         text=True,
         check=True,
     )
-    assert re.search(r"<!-- figures -->\n(.*?)<!-- end of figures -->", README, flags=re.DOTALL)[1] == done.stdout
+    assert re.search(rf"<!-- {table} -->\n(.*?)<!-- end of {table} -->", README, flags=re.DOTALL)[1] == done.stdout

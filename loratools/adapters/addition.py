@@ -138,7 +138,7 @@ class Addition:
         made = cast(total if scale is None else total / scale, self.dtype, self.how.dice, self.name, start)
         lost = 0.0
         if made.dtype != total.dtype:
-            back = made.to(total.dtype)
+            back = _scratch(2, total).copy_(made)
             lost = _square((back if scale is None else back.mul_(scale)).sub_(total))
         found = Measure(_square(weight), change, lost)
         if not math.isfinite(found.weight + found.change + found.lost) and not self.how.allow_nonfinite:
@@ -151,7 +151,7 @@ class Addition:
         return tensor_bytes(made.cpu(), self.dtype)
 
     def _sum(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor, float]:
-        """Rows of the base, of the sum, and the squared norm of the change between them."""
+        """Rows of the base, of the sum, and the squared norm of the change between them; in this thread's scratch."""
         if not self.changes:
             weight = self._weight(start, stop)
             return weight, weight, 0.0
@@ -160,7 +160,7 @@ class Addition:
                 self._prepared = prepare(self.changes, self.frame, self.how.device)
             prepared = self._prepared
         weight = self._weight(start, stop, wide=prepared.dense is not None)
-        delta = _delta(prepared, start, stop, weight)
+        delta = _delta(prepared, start, stop, weight, _scratch(1, weight))
         change = _square(delta)
         total = delta.add_(weight)
         if prepared.dense is None and DTYPES[self.dtype].bits == 16:
@@ -173,7 +173,7 @@ class Addition:
 
         rows = self.tensor.reshape(self.frame.rows, self.frame.columns).rows(start, stop).load()
         working = torch.float64 if wide or rows.dtype == torch.float64 else torch.float32
-        weight = rows.to(self.how.device).to(working)
+        weight = _scratch(0, rows.to(self.how.device), working).copy_(rows)
         return weight if self._unit is None else weight * _rows(self._old_unit(), start, stop).to(weight)
 
     def _old_unit(self) -> torch.Tensor:
@@ -221,32 +221,37 @@ class Addition:
         raise NonFinite(f"{self.name} overflows in {self.dtype}", key=self.name, hint=hint)
 
 
-def _delta(prepared: Prepared, start: int, stop: int, weight: torch.Tensor) -> torch.Tensor:
-    """The sum of all changes to the rows [start, stop), a tensor of its own, in the dtype of `weight`."""
+def _delta(prepared: Prepared, start: int, stop: int, weight: torch.Tensor, room: torch.Tensor) -> torch.Tensor:
+    """The sum of all changes to the rows [start, stop), in `room`, in the dtype of `weight`."""
     import torch
 
-    delta = None if prepared.dense is None else prepared.dense[start:stop].clone()
+    delta = None if prepared.dense is None else room.copy_(prepared.dense[start:stop])
     for pair in prepared.exact if weight.dtype == torch.float64 else prepared.single:
         first, last = max(start, pair.at), min(stop, pair.at + len(pair.left))
         if first >= last:
             continue
         rows = pair.left[first - pair.at : last - pair.at]
         if delta is None and (first, last) == (start, stop):
-            delta = rows @ pair.right
+            delta = torch.mm(rows, pair.right, out=room)
             continue
         if delta is None:
-            delta = torch.zeros_like(weight)
+            delta = room.zero_()
         delta[first - start : last - start].addmm_(rows, pair.right)
-    return torch.zeros_like(weight) if delta is None else delta
+    return room.zero_() if delta is None else delta
 
 
 def _recompute(total: torch.Tensor, weight: torch.Tensor, pairs: Sequence[Pair], start: int) -> None:
     """Put the float64 sum where weight and change nearly cancel."""
     import torch
 
-    rows, columns = torch.nonzero(total.abs() < weight.abs() * CANCELLED, as_tuple=True)
-    if not len(rows):
+    low = torch.div(total, weight, out=_scratch(2, total)).abs_().amin(1)
+    suspects = torch.nonzero(~(low >= CANCELLED)).flatten()  # few rows; those with 0 / 0 among them
+    if not len(suspects):
         return
+    found, columns = torch.nonzero(total[suspects].abs() < weight[suspects].abs() * CANCELLED, as_tuple=True)
+    if not len(found):
+        return
+    rows = suspects[found]
     exact = weight[rows, columns].double()
     for pair in pairs:
         inside = (rows + start >= pair.at) & (rows + start < pair.at + len(pair.left))
@@ -266,6 +271,22 @@ def _rounded_up(values: torch.Tensor, dtype: str) -> torch.Tensor:
 
     kept = values.to(torch_dtype(dtype)).float()
     return torch.where(kept >= values, kept, kept * (1 + 2 * torch.finfo(torch_dtype(dtype)).eps))
+
+
+_SCRATCH = threading.local()
+
+
+def _scratch(number: int, like: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Memory of this thread in the shape of `like`, used over and over: fresh pages would cost more than the sums."""
+    import torch
+
+    wanted = dtype or like.dtype
+    name = f"{number} {wanted} {like.device}"
+    found: torch.Tensor | None = getattr(_SCRATCH, name, None)
+    if found is None or found.numel() < like.numel():
+        found = torch.empty(like.numel(), dtype=wanted, device=like.device)
+        setattr(_SCRATCH, name, found)
+    return found[: like.numel()].view(like.shape)
 
 
 def _square(values: torch.Tensor) -> float:

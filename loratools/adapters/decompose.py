@@ -39,11 +39,19 @@ class Spectrum:
         return left * root, right * root[:, None]
 
 
-def spectrum(matrix: torch.Tensor) -> Spectrum:
-    """The decomposition of a matrix."""
+def lapack(matrix: torch.Tensor) -> Spectrum:
+    """The whole decomposition of a matrix; a wide one is turned first, which is several times faster."""
     import torch
 
-    left, values, right = torch.linalg.svd(_finite(matrix).double(), full_matrices=False)
+    if matrix.shape[0] < matrix.shape[1]:
+        turned = lapack(matrix.T)
+
+        def vectors(rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+            ours, theirs = turned.vectors(rank)
+            return theirs.T, ours.T
+
+        return Spectrum(turned.values, vectors)
+    left, values, right = torch.linalg.svd(finite(matrix).double(), full_matrices=False)
     return Spectrum(values, lambda rank: (left[:, :rank], right[:rank]))
 
 
@@ -54,9 +62,9 @@ def spectrum_of_pair(left: torch.Tensor, right: torch.Tensor) -> Spectrum:
     """
     import torch
 
-    q, upper = torch.linalg.qr(_finite(left).double())
-    p, lower = torch.linalg.qr(_finite(right).double().T)
-    core = spectrum(upper @ lower.T)
+    q, upper = torch.linalg.qr(finite(left).double())
+    p, lower = torch.linalg.qr(finite(right).double().T)
+    core = lapack(upper @ lower.T)
 
     def vectors(rank: int) -> tuple[torch.Tensor, torch.Tensor]:
         outer, inner = core.vectors(rank)
@@ -105,20 +113,27 @@ class Wanted:
         if self.energy is not None and not 0 < self.energy <= 1:
             raise UsageError(f"a share of the energy lies in (0, 1], not {self.energy}")
 
+    @property
+    def limit(self) -> float | None:
+        """The relative error to keep to (TOLERANCE where nothing is said), or None where a rank is wanted."""
+        if self.rank is not None:
+            return None
+        if self.energy is not None:
+            return math.sqrt(1 - self.energy)
+        return TOLERANCE if self.error is None else self.error
+
     def choose(self, found: Spectrum) -> tuple[int, float]:
         """The smallest rank (at least 1) that keeps to what is wanted, and its relative error."""
-        tails = found.tails()
-        if self.rank is not None:
-            rank = min(self.rank, len(tails) - 1)
+        tails, limit = found.tails(), self.limit
+        if limit is None:
+            rank = min(self.rank or 1, len(tails) - 1)
         else:
-            limit = TOLERANCE if self.error is None else self.error
-            if self.energy is not None:
-                limit = math.sqrt(1 - self.energy)
             rank = max(1, next(count for count, tail in enumerate(tails) if tail <= limit))
         return rank, tails[rank]
 
 
-def _finite(matrix: torch.Tensor) -> torch.Tensor:
+def finite(matrix: torch.Tensor) -> torch.Tensor:
+    """The matrix; raises NonFinite where an element is NaN or infinite."""
     import torch
 
     if not bool(torch.isfinite(matrix).all()):

@@ -53,7 +53,7 @@ def decomposed(delta: torch.Tensor, base: torch.Tensor | None, factors: Factors)
     norm = torch.linalg.vector_norm(new, dim=others, keepdim=True, dtype=torch.float64)
     magnitude = load(factors["magnitude" if axis == 0 else "input_magnitude"], "float64").reshape(norm.shape)
     factor = magnitude / torch.where(norm == 0, torch.ones_like(norm), norm)
-    return new * factor.to(new.dtype) - weight
+    return new.mul_(factor.to(new.dtype)).sub_(weight)  # in place: each copy of a large weight costs as much as a sum
 
 
 def refuse_input_axis(kind: str, layout: str, factors: Factors) -> None:

@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
+from loratools.adapters.expressions import expression
 from loratools.adapters.factors import Factors, Settings, refusal
-from loratools.errors import NotRepresentable
+from loratools.errors import MalformedFile, NotRepresentable
 from loratools.model import Alpha, Scale
 
 DEFAULTS: Mapping[str, Settings] = {
@@ -43,7 +44,11 @@ def feedforward(config: Mapping[str, Any], names: Sequence[str]) -> bool | None:
         return None
     stated = config.get("feedforward_modules") or []
     if isinstance(stated, str):
-        return any(re.fullmatch(stated, name) is not None for name in names)
+        try:
+            named = expression(rf"(?:{stated})\Z")
+        except re.error as error:
+            raise MalformedFile(f"feedforward_modules is no expression: {error}", key="feedforward_modules") from error
+        return any(named.matches(name) for name in names)
     return any(name.endswith(str(end)) for name in names for end in stated)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import prod
@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 
 from loratools.adapters.adapter import Adapter
 from loratools.adapters.blame import named
-from loratools.adapters.decompose import Spectrum, Wanted, spectrum, spectrum_of_kron, spectrum_of_pair
+from loratools.adapters.decompose import Wanted, spectrum_of_kron, spectrum_of_pair
 from loratools.adapters.factors import needs_base, refusal, torch_dtype, wide_dtype
 from loratools.adapters.fold import alpha_for
 from loratools.adapters.kind import bias_delta_of, delta_of, kind_of, strength_of
 from loratools.adapters.lora import LORA, collapsed
-from loratools.adapters.pairs import Algebra, algebra, kron_factor
+from loratools.adapters.pairs import Algebra, Pair, algebra, kron_factor
+from loratools.adapters.range_finder import truncated_svd
+from loratools.errors import InternalError
 from loratools.model import Alpha, Scale
 from loratools.tensors.lazy import LazyTensor
 
@@ -30,13 +32,18 @@ _ROUNDING = 2.0**-53
 @dataclass(frozen=True, slots=True)
 class Converted:
     """A plain LoRA and what it cost: `exact` where no decomposition was made (the error is then 0, but for rounding to
-    the factors' dtype), else `error` is ‖Δ − Δ'‖ / ‖Δ‖ in Frobenius norms, from the singular values left out.
+    the factors' dtype), else `error` is ‖Δ − Δ'‖ / ‖Δ‖ in Frobenius norms, from the singular values left out; None
+    where the decomposition is only foreseen.
     """
 
     adapter: Adapter
     exact: bool
-    error: float
+    error: float | None
     rank: int
+
+
+class Unforeseen(InternalError):
+    """A factor was asked for that a decomposition would make, while that was only planned."""
 
 
 def to_lora(
@@ -58,23 +65,54 @@ def to_lora(
     bias, which PEFT's IA3 changes too; `shape` the weight's shape where there is no base: LoHa and LoKr of a
     convolution may hold its kernel flattened into the inputs. Raises NotRepresentable for what is no matrix.
     """
-    kind, wanted = kind_of(adapter.kind), Wanted(rank=rank, error=error)
+    wanted = Wanted(rank=rank, error=error)
+    extents = _required(adapter, base, shape)
+    most, exactly = min(extents[0], prod(extents[1:])), algebra(adapter, base)
+    with named(adapter):
+        if exactly and _suffices(exactly, wanted, most):
+            return _exact(adapter, exactly, extents)
+        halves, chosen, lost = _truncated(adapter, exactly if exactly and exactly.rank < most else None, base, wanted)
+        if exactly and chosen >= exactly.rank:
+            return _exact(adapter, exactly, extents)
+        return Converted(decomposed_lora(adapter, halves, chosen, extents, bias), False, lost, chosen)
+
+
+def foreseen(
+    adapter: Adapter,
+    *,
+    rank: int | None = None,
+    error: float | None = None,
+    base: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    shape: Sequence[int] | None = None,
+) -> Converted:
+    """What `to_lora` will make, from shapes alone; `base` may be on the meta device. Refuses what that refuses.
+
+    What needs no weight and no decomposition is as it will be. Otherwise the error is None, reading a factor raises
+    Unforeseen, and the rank is the one asked for, or the largest that the error may need.
+    """
+    wanted = Wanted(rank=rank, error=error)
+    extents = _required(adapter, base, shape)
+    most, exactly = min(extents[0], prod(extents[1:])), algebra(adapter, base)
+    if exactly and _suffices(exactly, wanted, most):
+        made = _exact(adapter, exactly, extents)
+        return made if base is None else replace(made, error=None)
+    likely = min(wanted.rank or most, most, exactly.rank if exactly else most)
+    dtype = wide_dtype(adapter.factors)
+    halves = {role: _unmade(dtype, told) for role, told in _shapes(adapter, likely, extents).items()}
+    return Converted(_assembled(adapter, halves, likely, bias), False, None, likely)
+
+
+def _required(adapter: Adapter, base: torch.Tensor | None, shape: Sequence[int] | None) -> tuple[int, ...]:
+    """The weight's shape; raises NotRepresentable for what is no matrix, or needs the base and has none."""
+    kind = kind_of(adapter.kind)
     if adapter.kind == "norm" or (adapter.kind == "full" and len(_shape_of(adapter, base, shape)) < 2):
         raise refusal(adapter.kind, "to_lora", "a vector is no product of matrices", "--to kohya keeps it as it is")
     if adapter.kind == "full" and "diff" not in adapter.factors:
         raise refusal(adapter.kind, "to_lora", "it changes a bias only", "--to kohya keeps it as it is")
     if base is None and kind.needs_base(adapter.factors):
         raise needs_base(" and ".join(kind.kinds(adapter.factors)))
-    extents = _shape_of(adapter, base, shape)
-    most, exactly = min(extents[0], prod(extents[1:])), algebra(adapter, base)
-    with named(adapter):
-        if exactly and _suffices(exactly, wanted, most):
-            return _exact(adapter, exactly, extents)
-        found = _spectrum(adapter, exactly if exactly and exactly.rank < most else None, base)
-        chosen, lost = wanted.choose(found)
-        if exactly and chosen >= exactly.rank:
-            return _exact(adapter, exactly, extents)
-        return Converted(decomposed_lora(adapter, found, chosen, extents, bias), False, lost, chosen)
+    return _shape_of(adapter, base, shape)
 
 
 def _suffices(exactly: Algebra, wanted: Wanted, most: int) -> bool:
@@ -106,6 +144,8 @@ def _lazy_pair(exactly: Algebra, extents: tuple[int, ...]) -> dict[str, LazyTens
     """down and up, made when their bytes are asked for; at once where they would keep a base weight in memory."""
     dtype = wide_dtype(exactly.adapter.factors)
     shapes = _pair_shapes(exactly.rank, extents)
+    if exactly.base is not None and exactly.base.is_meta:
+        return {role: _unmade(dtype, shape) for role, shape in shapes.items()}
     if exactly.base is not None:
         made = dict(zip(("up", "down"), exactly.pair(), strict=True))
         return {role: _stored(made[role], shape, dtype) for role, shape in shapes.items()}
@@ -118,27 +158,46 @@ def _lazy_pair(exactly: Algebra, extents: tuple[int, ...]) -> dict[str, LazyTens
     return {"down": lazily("down", 1), "up": lazily("up", 0)}
 
 
-def _spectrum(adapter: Adapter, exactly: Algebra | None, base: torch.Tensor | None) -> Spectrum:
-    """The decomposition of the delta at the user's scale 1, by the cheapest way there is."""
-    scale = float(strength_of(adapter))
+def _truncated(
+    adapter: Adapter, exactly: Algebra | None, base: torch.Tensor | None, wanted: Wanted
+) -> tuple[Pair, int, float]:
+    """Both halves of the delta at the user's scale 1, truncated the cheapest way there is; its rank and error."""
+    scale, found = float(strength_of(adapter)), None
     if adapter.kind == "lokr" and not kind_of("lokr").needs_base(adapter.factors):
         left, right = kron_factor(adapter.factors, 1)
         first = spectrum_of_pair(left * scale, right)
-        return spectrum_of_kron(first, spectrum_of_pair(*kron_factor(adapter.factors, 2)))
-    if exactly:
+        found = spectrum_of_kron(first, spectrum_of_pair(*kron_factor(adapter.factors, 2)))
+    elif exactly:
         left, right = exactly.pair()
-        return spectrum_of_pair(left * scale, right)
-    return spectrum(delta_of(adapter, base, dtype="float64").flatten(1))
+        found = spectrum_of_pair(left * scale, right)
+    if found is not None:
+        rank, lost = wanted.choose(found)
+        return found.halves(rank), rank, lost
+    delta = delta_of(adapter, base, dtype="float64").flatten(1)
+    cut = truncated_svd(delta, rank=wanted.rank, error=wanted.error, energy=wanted.energy)
+    return cut.halves(), cut.rank, cut.error
 
 
-def _halves(found: Spectrum, rank: int, extents: Sequence[int], adapter: Adapter) -> dict[str, LazyTensor]:
-    """The factors of the first `rank` singular values, in the shapes that a weight of `extents` wants."""
-    left, right = found.halves(rank)
-    dtype, shapes = wide_dtype(adapter.factors), _pair_shapes(rank, extents)
+def _halves(halves: Pair, rank: int, extents: Sequence[int], adapter: Adapter) -> dict[str, LazyTensor]:
+    """Both halves as factors, in the shapes that a weight of `extents` wants."""
+    left, right = halves
+    dtype, told = wide_dtype(adapter.factors), _shapes(adapter, rank, extents)
+    turned = {"down": right, "up": left, "embedding_down": left.T, "embedding_up": right.T}
+    return {role: _stored(turned[role], shape, dtype) for role, shape in told.items()}
+
+
+def _shapes(adapter: Adapter, rank: int, extents: Sequence[int]) -> dict[str, tuple[int, ...]]:
+    """The factors of a LoRA of this rank, with their shapes."""
     if "embedding_down" in adapter.factors:
-        turned = {"embedding_down": left.T, "embedding_up": right.T}
-        return {role: _stored(values, tuple(values.shape), dtype) for role, values in turned.items()}
-    return {"down": _stored(right, shapes["down"], dtype), "up": _stored(left, shapes["up"], dtype)}
+        return {"embedding_down": (rank, extents[0]), "embedding_up": (prod(extents[1:]), rank)}
+    return _pair_shapes(rank, extents)
+
+
+def _unmade(dtype: str, shape: tuple[int, ...]) -> LazyTensor:
+    def produce() -> bytes:
+        raise Unforeseen("a decomposition is only planned")
+
+    return LazyTensor.produced(dtype, shape, produce)
 
 
 def _pair_shapes(rank: int, extents: Sequence[int]) -> dict[str, tuple[int, ...]]:
@@ -151,10 +210,18 @@ def _stored(values: torch.Tensor, shape: tuple[int, ...], dtype: str) -> LazyTen
 
 
 def decomposed_lora(
-    adapter: Adapter, found: Spectrum, rank: int, extents: Sequence[int], bias: torch.Tensor | None = None
+    adapter: Adapter, halves: Pair, rank: int, extents: Sequence[int], bias: torch.Tensor | None = None
 ) -> Adapter:
-    """The LoRA of the first `rank` singular values at scale 1 (alpha is the rank), with the adapter's biases."""
-    held = _halves(found, rank, extents, adapter)
+    """The LoRA of `halves` (left [rows, rank], right [rank, columns]) at scale 1 (alpha is the rank), with the
+    adapter's biases.
+    """
+    return _assembled(adapter, _halves(halves, rank, extents, adapter), rank, bias)
+
+
+def _assembled(
+    adapter: Adapter, halves: Mapping[str, LazyTensor], rank: int, bias: torch.Tensor | None = None
+) -> Adapter:
+    held = dict(halves)
     if "up_bias" in adapter.factors:
         held["up_bias"] = _scaled(adapter.factors["up_bias"], strength_of(adapter))
     if "bias_diff" in adapter.factors:

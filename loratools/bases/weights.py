@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import prod
 
 from loratools.adapters.factors import transposed
@@ -47,6 +47,7 @@ class Base:
     name: str
     candidates: tuple[str, ...]
     parts: tuple[Named, ...]
+    _known: dict[str, tuple[tuple[str, Native], ...]] = field(default_factory=dict, repr=False, compare=False)
 
     def of(self, table: Architecture | None) -> BaseWeights:
         """Its weights by the paths of an architecture; None is a model whose own names are its canonical ones."""
@@ -59,8 +60,14 @@ class Base:
         known = tuple(item for item in ARCHITECTURES if item.id in self.candidates)
         return BaseWeights(self.name, known, weights, biases)
 
-    def natives(self, table: Architecture | None) -> Iterator[tuple[str, Native]]:
+    def natives(self, table: Architecture | None) -> tuple[tuple[str, Native], ...]:
         """Every weight and every bias of all parts that the architecture places, with its component."""
+        name = table.id if table else ""
+        if name not in self._known:
+            self._known[name] = tuple(self._natives(table))
+        return self._known[name]
+
+    def _natives(self, table: Architecture | None) -> Iterator[tuple[str, Native]]:
         for component, source in self.parts:
             placed = _placed(component, source, table) if table else _verbatim(source, self._turned())
             for name, part in placed.items():

@@ -16,6 +16,7 @@ SHOWN = 30  # modules that differ, on a page
 @click.argument("first", metavar="A")
 @click.argument("second", metavar="B")
 @click.option("--tolerance", type=float, default=1e-5, show_default=True, help="The largest relative error allowed.")
+@click.option("--base", metavar="BASE", help="The base model, for DoRA, IA3, GLoRA, OFT and BOFT: deltas over it.")
 @options.architecture
 @options.unsafe_pickle
 @options.threads
@@ -27,13 +28,15 @@ def command(
     *,
     tolerance: float,
     arch: str | None,
+    base: str | None,
     unsafe_pickle: bool,
     threads: int,
 ) -> None:
     """Do two adapters make the same change?
 
     The deltas of A and B are compared module by module, from their factors, whatever format each is in. Exit code 1 if
-    a module differs by more than the tolerance or stands on one side only.
+    a module differs by more than the tolerance or stands on one side only. Kinds that change a weight by a function of
+    itself are compared over the weights of BASE, and without it by their factors, where both are of one kind.
     """
     from loratools.operations.compare import compare
 
@@ -42,6 +45,7 @@ def command(
         second,
         tolerance=tolerance,
         arch=arch,
+        base=base,
         threads=threads,
         unsafe_pickle=unsafe_pickle,
     )

@@ -6,7 +6,7 @@ import struct
 from fractions import Fraction
 
 from loratools.adapters.adapter import Adapter
-from loratools.errors import InternalError
+from loratools.errors import NonFinite
 from loratools.model import Alpha, Scale
 from loratools.tensors.dtypes import encode_scalar
 from loratools.tensors.lazy import LazyTensor
@@ -34,7 +34,7 @@ def alpha_tensor(item: Adapter, stored: Stored | None = None) -> LazyTensor | No
 
     Its dtype is the stored one where that holds it exactly, else the factors', else float32, else float64. An absent
     alpha is written as the rank, which every reader takes as scale 1; an irrational one (rsLoRA) is rounded to float32,
-    and the proof measures that.
+    one without a finite binary form (AdaLoRA's, over init_r + 1e-5) to float64, and the proof measures that.
     """
     alpha = plain(item)
     value = Fraction(item.rank) if alpha.value is None and item.rank else alpha.value
@@ -47,4 +47,7 @@ def alpha_tensor(item: Adapter, stored: Stored | None = None) -> LazyTensor | No
         raw = encode_scalar(value, dtype)
         if raw is not None:
             return LazyTensor.from_bytes(dtype, shape, raw)
-    raise InternalError(f"no dtype holds the alpha {value} of {item.target.name}")
+    try:
+        return LazyTensor.from_bytes("F64", shape, struct.pack("<d", float(value)))
+    except OverflowError as error:
+        raise NonFinite(f"no number of 64 bits holds the alpha of {item.target.name}") from error

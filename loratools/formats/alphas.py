@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
+from typing import NamedTuple
 
 from loratools.errors import MalformedFile, NonFinite, UnsupportedFile
 from loratools.formats.configs import Config, alpha_of, number, rank_of
@@ -15,8 +15,7 @@ from loratools.tensors.lazy import LazyTensor
 FREE_KEYS = ("lora_alpha", "network_alpha", "alpha")
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(NamedTuple):
     """What a file says about the alphas of one component beside its tensors."""
 
     config: Config | None = None
@@ -28,6 +27,8 @@ def scalar(tensor: LazyTensor, *, path: object, key: str) -> Fraction:
     """The one finite number of an alpha tensor of shape [] or [1]; raises MalformedFile or NonFinite."""
     if tensor.shape not in ((), (1,)):
         raise MalformedFile(f"alpha must be one number, found shape {list(tensor.shape)}", path=path, key=key)
+    if tensor.dtype == "BOOL":
+        raise MalformedFile("alpha is true or false, and no number", path=path, key=key)
     try:
         value = tensor.item()
     except UnsupportedFile as error:
@@ -59,8 +60,12 @@ def resolve(
     settings: Settings,
     *,
     path: object,
+    is_scale: bool = False,
 ) -> tuple[Alpha, list[str]]:
-    """The alpha of one module and what contradicts it. A tensor speaks before a configuration, that before metadata."""
+    """The alpha of one module and what contradicts it. A tensor speaks before a configuration, that before metadata.
+
+    `is_scale` says that the tensor holds alpha / rank.
+    """
     warnings: list[str] = []
     config = settings.config
     if config is not None:
@@ -69,6 +74,8 @@ def resolve(
             warnings.append(f"the {settings.source} says rank {stated}, the factors have {rank}")
     if stored is not None and key is not None:
         value = scalar(stored, path=path, key=key)
+        if is_scale:
+            value *= rank or 1
         if value == 0:
             warnings.append("a stored alpha of 0 is read as no effect; sd-scripts' trainer reads it as alpha = rank")
         elif value < 0:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from loratools.architectures.llm import model_types
 from loratools.architectures.naming import Placement
@@ -20,8 +20,7 @@ PEFT = "base_model.model."
 STRAYS, STRAY_SHARE, LARGER_SHARE = 8, 0.02, 0.1
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(NamedTuple):
     """The architectures that fit, likeliest first (none: the generic one), the variants of the first, and why.
 
     `misfits` are the layers whose sizes no variant of the first has, where most layers have known sizes.
@@ -55,8 +54,10 @@ def candidates(
             key=stems[0][1],
             hint="loratools architectures lists what is known",
         )
-    evidence = [f"names: {len(found[0].places)} of {len(stems)} layers fit {', '.join(_ids(found))}"]
     sizes = {item.architecture.id: by_shapes(item, weights) for item in found}
+    if arch is None:
+        found, sizes = _without_strays(found, sizes, stems, weights)
+    evidence = [f"names: {len(found[0].places)} of {len(stems)} layers fit {', '.join(_ids(found))}"]
     if arch is not None:
         _require_best(found[0], sizes[found[0].architecture.id], stems, weights, path=opened.name)
     reason = _stranger(found, sizes, len(stems)) if arch is None else None
@@ -84,6 +85,43 @@ def candidates(
         return Choice(tuple(found), (), tuple(evidence))
     best = sizes[found[0].architecture.id]
     return Choice(tuple(found), best.variants, tuple(evidence), best.misfits)
+
+
+def _without_strays(
+    found: list[Candidate],
+    sizes: dict[str, Sizes],
+    stems: Sequence[Stem],
+    weights: Mapping[Stem, tuple[int | None, ...]],
+) -> tuple[list[Candidate], dict[str, Sizes]]:
+    """The candidates that place the most stems, unless one that misses a few more has fewer at odds with it in all.
+
+    A stray key that only another model knows would else outweigh the sizes of all the others. Sizes that no candidate
+    has in any layer say nothing.
+    """
+    if all(size.compared and len(size.misfits) == size.compared for size in sizes.values()):
+        return found, sizes
+    least = min(len(item.missed) + len(sizes[item.architecture.id].misfits) for item in found)
+    allowed = _allowed(stems)
+    if not least:
+        return found, sizes
+    near: dict[int, list[Candidate]] = {}
+    others: dict[str, Sizes] = {}
+    for item in by_names(stems, fewer=min(least, allowed)):
+        if item.architecture.id not in sizes and len(item.missed) <= min(least - 1, allowed):
+            size = others[item.architecture.id] = by_shapes(item, weights)
+            near.setdefault(len(item.missed) + len(size.misfits), []).append(item)
+    fewest = min(near, default=least)
+    return (near[fewest], others) if fewest < least else (found, sizes)
+
+
+def _allowed(stems: Sequence[Stem]) -> int:
+    """How many layers a model may miss and still be the file's."""
+    return max(STRAYS, int(STRAY_SHARE * len(stems)))
+
+
+def _at_odds(item: Candidate, size: Sizes) -> int:
+    """The layers that a candidate has no place for, and those of another size where any has its own."""
+    return len(item.missed) + (len(size.misfits) if len(size.misfits) < size.compared else 0)
 
 
 def _by_claims(found: list[Candidate], metadata: Mapping[str, str]) -> tuple[list[Candidate], list[str]]:
@@ -131,9 +169,11 @@ def _require_best(
     """Raise ArchitectureMismatch where another architecture has more of the names, or all of the sizes."""
     if not asked.missed and not size.misfits:
         return
-    for other in by_names(stems):
-        more = len(other.places) > len(asked.places)
-        if more or (len(other.places) == len(asked.places) and not by_shapes(other, weights).misfits):
+    for other in by_names(stems, fewer=_allowed(stems)):
+        more, theirs = len(other.places) > len(asked.places), by_shapes(other, weights)
+        fewer = _at_odds(other, theirs) < _at_odds(asked, size)
+        same = other.architecture is asked.architecture
+        if not same and (fewer or (len(other.places) == len(asked.places) and not theirs.misfits)):
             stray = (asked.missed or size.misfits)[0][1]
             what = f"{len(asked.missed)} of {len(stems)} layers are not in it" if more else "its sizes are others"
             raise ArchitectureMismatch(

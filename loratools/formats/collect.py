@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from math import prod
+from typing import NamedTuple
 
 from loratools.adapters.kind import kind_of
 from loratools.errors import IncompleteAdapter
 from loratools.formats.detect import Stem
 from loratools.formats.opening import Part
-from loratools.formats.positional import ROWS, placed
-from loratools.formats.suffixes import IA3_VECTOR, Cut, cut
+from loratools.formats.suffixes import IA3_VECTOR, Cut, Suffix, cut
 from loratools.tensors.lazy import LazyTensor
+from loratools.tensors.source import TensorSource
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(NamedTuple):
     """One tensor of a group, with the key it was found under and how that was cut."""
 
     key: str
@@ -24,8 +23,7 @@ class Found:
     cut: Cut
 
 
-@dataclass(frozen=True)
-class Group:
+class Group(NamedTuple):
     """The tensors of one stem, by role as their suffixes say it."""
 
     stem: Stem
@@ -96,12 +94,12 @@ def collect(parts: Sequence[Part]) -> tuple[dict[Stem, Group], list[tuple[Part, 
     files: dict[Stem, str] = {}
     rest: list[tuple[Part, str]] = []
     for part in parts:
-        numbered = placed(part.source)
+        numbered = _numbered(part.source)
         for key in part.source:
             component = part.component
             if key in numbered:
-                component, path, role = numbered[key]
-                piece: Cut | None = Cut(path, ROWS[role].text, ROWS[role])
+                component, row, path = numbered[key]
+                piece: Cut | None = Cut(path, row.text, row)
             else:
                 piece = cut(key)
             if piece is None:
@@ -118,6 +116,15 @@ def collect(parts: Sequence[Part]) -> tuple[dict[Stem, Group], list[tuple[Part, 
             roles[role] = Found(key, part.source[key], piece)
     rest = [item for item in rest if not _joined(*item, found)]
     return {stem: Group(stem, files[stem], roles) for stem, roles in found.items()}, rest
+
+
+def _numbered(source: TensorSource) -> dict[str, tuple[str, Suffix, str]]:
+    """key → (component, row, path) of the layers that a file numbers, in keys without a dot."""
+    if all("." in key for key in source):
+        return {}
+    from loratools.formats.positional import ROWS, placed  # the walks through the models, for the few such files
+
+    return {key: (component, ROWS[role], path) for key, (component, path, role) in placed(source).items()}
 
 
 def _joined(part: Part, key: str, found: Mapping[Stem, dict[str, Found]]) -> bool:

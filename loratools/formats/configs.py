@@ -8,10 +8,9 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from math import isfinite
-from typing import Any
+from typing import Any, NamedTuple
 
 from loratools.errors import MalformedFile, NonFinite
 from loratools.formats.patterns import matching
@@ -86,8 +85,7 @@ def rank_of(config: Config, names: Sequence[str]) -> int | None:
     return found if isinstance(found, int) and not isinstance(found, bool) else None
 
 
-@dataclass(frozen=True, slots=True)
-class Module:
+class Module(NamedTuple):
     """What one module needs a configuration to say. `name` is what the reader matches, `pattern` how to say it."""
 
     name: str

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from math import prod
+from typing import NamedTuple
 
 from loratools.architectures.architecture import Architecture, shapes
-from loratools.architectures.naming import Naming, Placement, Skeleton, skeleton
+from loratools.architectures.naming import Located, Naming, Placement, Skeleton, skeleton
 from loratools.architectures.registry import ARCHITECTURES, index
-from loratools.errors import InternalError
 from loratools.formats.prefixes import Prefix, prefixes
 
 # A stem of one file of a set: the component that the file's place in a folder names (or None), and the stem itself.
@@ -22,8 +21,10 @@ Stem = tuple[str | None, str]
 WeightShape = tuple[int | None, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+_NONE: Mapping[str, tuple[int, ...]] = {}
+
+
+class Place(NamedTuple):
     """Where one architecture puts a stem."""
 
     component: str
@@ -32,25 +33,19 @@ class Place:
     placement: Placement
 
 
-@dataclass(frozen=True, slots=True)
-class _Fit:
+class _Fit(NamedTuple):
     """One way to read a stem; its placement is made only for the fit that is chosen."""
 
     component: str
     naming: Naming
     prefix: Prefix
-    words: Skeleton
-    numbers: tuple[int, ...]
+    located: Located
 
     def place(self) -> Place:
-        placement = self.naming.at_native(self.words, self.numbers)
-        if placement is None:
-            raise InternalError(f"{self.prefix.text}… was found in {self.naming.name} and is not there")
-        return Place(self.component, self.naming.name, self.prefix, placement)
+        return Place(self.component, self.naming.name, self.prefix, self.naming.place(self.located))
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(NamedTuple):
     """One architecture with the places of the stems it knows, and the stems it does not."""
 
     architecture: Architecture
@@ -79,8 +74,9 @@ class _Options:
             if key not in self._known:
                 self._known[key] = self._options(hint, prefix, words)
             for arch_id, component, naming in self._known[key]:
-                if naming.has_native(words, numbers):
-                    found.setdefault(arch_id, []).append(_Fit(component, naming, prefix, words, numbers))
+                located = naming.natives.find(words, numbers)
+                if located is not None:
+                    found.setdefault(arch_id, []).append(_Fit(component, naming, prefix, located))
             if found:
                 break  # a less telling prefix could only repeat it
         return found
@@ -97,13 +93,17 @@ class _Options:
         return options
 
 
-def by_names(stems: Sequence[Stem], architectures: Iterable[Architecture] = ARCHITECTURES) -> list[Candidate]:
-    """The architectures that place the most stems (none when nothing places any), in registry order."""
+def by_names(
+    stems: Sequence[Stem], architectures: Iterable[Architecture] = ARCHITECTURES, *, fewer: int = 0
+) -> list[Candidate]:
+    """The architectures that place the most stems, or up to `fewer` less (none when nothing places any), in registry
+    order.
+    """
     options = _Options(architectures)
     fits = {stem: options.fits(stem) for stem in stems}
     votes = Counter(arch_id for found in fits.values() for arch_id in found)
     most = max(votes.values(), default=0)
-    winners = [arch for arch_id, arch in options.by_id.items() if votes[arch_id] == most and most]
+    winners = [arch for arch_id, arch in options.by_id.items() if votes[arch_id] >= max(most - fewer, 1)]
     return [_settle(arch, {stem: found.get(arch.id, []) for stem, found in fits.items()}) for arch in winners]
 
 
@@ -119,12 +119,11 @@ def _settle(arch: Architecture, fits: Mapping[Stem, list[_Fit]]) -> Candidate:
     places: dict[Stem, Place] = {}
     for stem, found in fits.items():
         if found:
-            places[stem] = max(found, key=weight).place()
+            places[stem] = (max(found, key=weight) if len(found) > 1 else found[0]).place()
     return Candidate(arch, places, tuple(stem for stem, found in fits.items() if not found))
 
 
-@dataclass(frozen=True, slots=True)
-class Sizes:
+class Sizes(NamedTuple):
     """How the shapes of a file agree with one architecture: the variants that fit best, and the stems that do not.
 
     `larger` counts the misfits that have an extent beyond the table's: a tiny model has none, another model has many.
@@ -139,22 +138,23 @@ class Sizes:
 def by_shapes(candidate: Candidate, weights: Mapping[Stem, WeightShape]) -> Sizes:
     """Compare the weight shapes that the factors imply with each variant's table."""
     results: list[tuple[str, tuple[Stem, ...], int, int]] = []
+    flat = {stem: _flattened(weight) for stem, weight in weights.items()}
     for variant in candidate.architecture.variants:
         table = shapes(variant.shapes)
         misfits: list[Stem] = []
         compared = larger = 0
         for stem, place in candidate.places.items():
-            expected = _expected(place, table.get(place.component, {}))
+            expected = _expected(place.placement.paths, table.get(place.component, _NONE))
             if expected is None and _belongs(candidate.architecture, place):  # but to other variants alone
                 compared += 1
                 misfits.append(stem)
                 continue
-            if expected is None or stem not in weights:
+            if expected is None or stem not in flat:
                 continue
             compared += 1
-            if not _agrees(weights[stem], expected):
+            if not _agrees(flat[stem], expected):
                 misfits.append(stem)
-                larger += _exceeds(weights[stem], expected)
+                larger += _exceeds(flat[stem], expected)
         results.append((variant.name, tuple(misfits), larger, compared))
     fewest = min(len(misfits) for _, misfits, _, _ in results)
     best = [row for row in results if len(row[1]) == fewest]
@@ -168,26 +168,29 @@ def _belongs(arch: Architecture, place: Place) -> bool:
     return all(canonical.at_canonical(path) for path in place.placement.paths)
 
 
-def _expected(place: Place, table: Mapping[str, tuple[int, ...]]) -> tuple[int, int] | None:
+def _expected(paths: tuple[str, ...], table: Mapping[str, tuple[int, ...]]) -> tuple[int, int] | None:
     """(out, everything else) of the native weight, from its canonical parts."""
-    parts = [table[path] for path in place.placement.paths if path in table]
-    if len(parts) != len(place.placement.paths):
+    parts = [table[path] for path in paths if path in table]
+    if len(parts) != len(paths):
         return None
-    return sum(part[0] for part in parts), prod(parts[0][1:])
+    rows = parts[0][0] if len(parts) == 1 else sum([part[0] for part in parts])
+    return rows, prod(parts[0][1:])
 
 
-def _agrees(weight: WeightShape, expected: tuple[int, int]) -> bool:
-    """Flattened shapes are compared: a 1×1 convolution equals a linear layer; unknown extents agree with anything."""
-    if weight[0] is not None and weight[0] != expected[0]:
-        return False
+def _flattened(weight: WeightShape) -> tuple[int | None, int | None]:
+    """(out, everything else), None where unknown: flattened, a 1×1 convolution equals a linear layer."""
     rest = [extent for extent in weight[1:] if extent is not None]
-    return len(rest) != len(weight) - 1 or not weight[1:] or prod(rest) == expected[1]
+    return weight[0], prod(rest) if rest and len(rest) == len(weight) - 1 else None
 
 
-def _exceeds(weight: WeightShape, expected: tuple[int, int]) -> bool:
+def _agrees(weight: tuple[int | None, int | None], expected: tuple[int, int]) -> bool:
+    """Whether the extents are the table's; unknown ones agree with anything."""
+    return weight[0] in (None, expected[0]) and weight[1] in (None, expected[1])
+
+
+def _exceeds(weight: tuple[int | None, int | None], expected: tuple[int, int]) -> bool:
     """Whether an extent is larger than the table's."""
-    rest = [extent for extent in weight[1:] if extent is not None]
-    return (weight[0] or 0) > expected[0] or (len(rest) == len(weight) - 1 and prod(rest) > expected[1])
+    return (weight[0] or 0) > expected[0] or (weight[1] or 0) > expected[1]
 
 
 def claimed(metadata: Mapping[str, str]) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from loratools.adapters.adapter import Adapter
 from loratools.formats.collect import Group, canonical_roles
 from loratools.formats.detect import Place, Stem
 from loratools.formats.opening import Opened
+from loratools.formats.suffixes import Suffix
 from loratools.model import Dialect, Spelling
 
 # (prefix style, suffix family) → the format's word; what is not here is decided by the naming.
@@ -22,7 +23,7 @@ _WORDS = {
     ("peft", "peft"): "peft",
 }
 # suffix families that tell the word alone
-_FAMILIES = {"attn-procs": "diffusers-attn-procs", "cloneofsimo": "cloneofsimo"}
+_FAMILIES = {"attn-procs": "diffusers-attn-procs", "cloneofsimo": "cloneofsimo", "hcp": "hcp"}
 
 
 def dialect_of(
@@ -32,16 +33,18 @@ def dialect_of(
     votes: defaultdict[str, Counter[tuple[str, str, bool]]] = defaultdict(Counter)
     suffixes: defaultdict[str, defaultdict[str, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
     styles: Counter[tuple[str, str, str]] = Counter()
+    spelt: Counter[tuple[str, str, str, str, Suffix]] = Counter()
     for stem, place in places.items():
-        flat = "." in place.placement.native and "." not in stem[1][len(place.prefix.text) :]
-        votes[place.component][place.prefix.text, place.naming, flat] += 1
-        for role, item in groups[stem].found.items():
-            row = item.cut.row
-            for canonical in canonical_roles(role):
-                name = f"{row.kind}.{canonical}" if row.kind else canonical
-                suffixes[place.component][name][item.cut.suffix] += 1
-            if row.kind:
-                styles[place.prefix.style, row.family, place.naming] += 1
+        component, naming, start = place.component, place.naming, place.prefix
+        flat = "." in place.placement.native and "." not in stem[1][len(start.text) :]
+        votes[component][start.text, naming, flat] += 1
+        for item in groups[stem].found.values():
+            spelt[component, naming, start.style, item.cut.suffix, item.cut.row] += 1
+    for (component, naming, style, suffix, row), count in spelt.items():
+        for canonical in canonical_roles(row.role):
+            suffixes[component][f"{row.kind}.{canonical}" if row.kind else canonical][suffix] += count
+        if row.kind:
+            styles[style, row.family, naming] += count
     spellings = {}
     for component, counter in votes.items():
         prefix, naming, _ = counter.most_common(1)[0][0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from loratools.adapters.adapter import Adapter
@@ -12,7 +12,11 @@ from loratools.formats.alpha_tensor import plain
 from loratools.formats.format import Format
 from loratools.tensors.lazy import LazyTensor
 
-# where alpha stands → role → why that format cannot hold it
+_RESIDUAL = {
+    "residual_values": "has no place for a sparse residual (bias_values)",
+    "residual_indices": "has no place for a sparse residual (bias_indices)",
+}
+# where alpha stands → role → why a format of that sort cannot hold it
 _NO_PLACE = {
     "tensor": {
         "skew": "has no place for PEFT's rotation of the inputs (oft_R)",
@@ -22,9 +26,20 @@ _NO_PLACE = {
     "config": {
         "bias_diff": "has no place for a difference of the bias (diff_b)",
         "input_magnitude": "knows DoRA on the output axis only; this one is normalised over the outputs of each input",
-        "residual_values": "has no place for a sparse residual (bias_values)",
-        "residual_indices": "has no place for a sparse residual (bias_indices)",
         "mid": "has no place for a Tucker core (lora_mid)",
+        **_RESIDUAL,
+    },
+}
+# the same, by format: what its sort says does not hold for it, and what its reader lacks beyond that
+_OWN_PLACES: Mapping[str, Mapping[str, str | None]] = {
+    "comfy": _RESIDUAL,
+    "hcp": {
+        "up_bias": None,
+        "bias_diff": "has no place for a difference of the bias (diff_b)",
+        "magnitude": "has no DoRA",
+        "input_magnitude": "has no DoRA",
+        "mid": "has no place for a Tucker core (lora_mid)",
+        **_RESIDUAL,
     },
 }
 
@@ -82,7 +97,8 @@ def refusal(item: Adapter, form: Format) -> str | None:
     if item.kind in ("loha", "lokr") and form.alpha == "config" and "magnitude" in item.factors:
         return f"{form.id} has no DoRA of a {item.kind}"
     for role in item.factors:
-        reason = _NO_PLACE["tensor" if form.alpha == "tensor" else "config"].get(role)
+        sort = _NO_PLACE["tensor" if form.alpha == "tensor" else "config"]
+        reason = _OWN_PLACES.get(form.id, {}).get(role, sort.get(role))
         if reason:
             return f"{form.id} {reason}"
     return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from loratools.adapters.adapter import Adapter, AdapterSet
 from loratools.formats.configs import DIFFUSERS_KEY, Config
@@ -25,16 +25,14 @@ EVIDENCE: Mapping[Evidence, str] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Reason:
+class Reason(NamedTuple):
     """Why an adapter is not loaded with its own delta, and how that is known ("unknown": nobody has looked)."""
 
     text: str
     evidence: Evidence
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """One adapter: `loads` with the right delta, or not, or None where that is not known."""
 
     loads: bool | None
@@ -50,8 +48,7 @@ def fails(text: str, evidence: Evidence) -> Verdict:
     return Verdict(False, Reason(text, evidence))
 
 
-@dataclass(frozen=True, slots=True)
-class Sort:
+class Sort(NamedTuple):
     """What loaders look at in a layer, and most layers share: the beginning of its keys, their ends, and its kind.
 
     `style` and `word` are those of the prefix, `family` that of the factors' suffixes, `native` whether modules are
@@ -67,8 +64,7 @@ class Sort:
     marks: frozenset[str]
 
 
-@dataclass(frozen=True, slots=True)
-class Layer:
+class Layer(NamedTuple):
     """One adapter as loaders look at it."""
 
     adapter: Adapter

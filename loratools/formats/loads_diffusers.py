@@ -34,6 +34,7 @@ _KINDS = ("boft", "full", "glora", "ia3", "loha", "lokr", "norm", "oft")
 
 ROWS: tuple[Row, ...] = (
     Row(fails("the pipeline has no LoRA loader", "reported"), architectures=WITHOUT_LOADER),
+    Row(fails("no name of a component before the layers': refused or left out", "read"), families=("hcp",)),
     # Flux by kohya's own names: read at the real width, by a converter that keeps each alpha
     Row(
         fails("refuses the file: kinds other than LoRA are not renamed", "reported"),

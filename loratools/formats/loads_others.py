@@ -15,10 +15,12 @@ _ALPHA = ("alpha elsewhere",)
 NO_CONFIG = fails("no adapter_config.json beside it: PEFT opens folders", "run")
 TEXT_LEVEL = fails("refused: text_model. is no level of the installed CLIP", "run")
 NO_TEXT_LEVEL = fails("refused: the installed CLIP has a text_model. level", "read")
+OF_HCP = fails("left out: names of HCP-Diffusion, which no other program reads", "read")
 DORA_SCALE = fails("wrong: PEFT does not read dora_scale", "read")
 
 PEFT_ROWS: tuple[Row, ...] = (
     Row(NO_CONFIG, folder=False),
+    Row(OF_HCP, families=("hcp",)),
     Row(
         fails("random: the keys name an adapter other than `default`, and are not found", "run"),
         marks=("named otherwise",),
@@ -30,6 +32,7 @@ PEFT_ROWS: tuple[Row, ...] = (
 )
 
 COMFYUI_ROWS: tuple[Row, ...] = (
+    Row(OF_HCP, families=("hcp",)),
     Row(fails("scaled wrongly: alpha is read from alpha tensors alone", "read"), marks=_ALPHA),
     Row(fails("left out: none of its kinds of patches", "read"), kinds=("ia3",)),
     Row(fails("may turn differently: the constraint is taken as it is stored", "read"), marks=("constraint",)),
@@ -63,10 +66,12 @@ COMFYUI_ROWS: tuple[Row, ...] = (
 )
 
 A1111_ROWS: tuple[Row, ...] = (
+    Row(OF_HCP, families=("hcp",)),
     Row(LOADS, STABLE_DIFFUSION, styles=("kohya",), kinds=("lora",), unless=(".dora_scale", "mid", "alpha elsewhere")),
 )
 
 KOHYA_ROWS: tuple[Row, ...] = (
+    Row(OF_HCP, families=("hcp",)),
     Row(fails("its layers are named lora_unet_…, lora_te_…: other names are left out", "read"),
         styles=("component", "comfy", "peft", "bare")),
     Row(fails("LyCORIS does not merge (IA)³ from a file", "read"), kinds=("ia3",)),

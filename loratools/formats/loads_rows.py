@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from loratools.formats.loading import Sort, Subject, Verdict
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """A verdict for the layers that fit all of it; what is empty or None asks for nothing.
 
     `styles` and `words` are of the prefix, `families` of the suffixes, `native` whether the names are other than those

@@ -161,13 +161,16 @@ def _unequal(adapters: Sequence[Adapter], architecture: Architecture | None) -> 
     """What fusing changes for good: alpha and dtypes of the parts of a group whose scales or dtypes are not all one."""
     if architecture is None:
         return {}
+    fusing = {
+        component.name: [it for it in component.namings if any(len(rule.canonical) > 1 for rule in it.rules)]
+        for component in architecture.components
+    }
     groups: dict[tuple[str, str], list[Adapter]] = {}
     for item in adapters:
-        for naming in architecture.by_name[item.target.component].namings:
-            if any(len(rule.canonical) > 1 for rule in naming.rules):
-                found = naming.at_canonical(item.target.paths[0])
-                if found and item.target.paths != found.paths:
-                    groups.setdefault((item.target.component, found.native), []).append(item)
+        for naming in fusing[item.target.component]:
+            found = naming.at_canonical(item.target.paths[0])
+            if found and item.target.paths != found.paths:
+                groups.setdefault((item.target.component, found.native), []).append(item)
     record: dict[str, list[Any]] = {}
     for members in groups.values():
         dtypes = [{role: tensor.dtype for role, tensor in item.factors.items()} for item in members]

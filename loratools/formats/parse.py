@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import NamedTuple
 
 from loratools.adapters.adapter import Adapter, AdapterSet, Origin
 from loratools.adapters.ia3 import on_axis
@@ -20,16 +21,15 @@ from loratools.formats.choose import GENERIC, PEFT, Choice, candidates, generic,
 from loratools.formats.collect import Group, canonical_roles, collect
 from loratools.formats.detect import Place, Stem, by_names
 from loratools.formats.dialect import dialect_of
-from loratools.formats.format import BUNDLE
+from loratools.formats.format import BUNDLE, EMBEDDING
 from loratools.formats.opening import Opened, Part
-from loratools.formats.positional import EMBEDDING
+from loratools.formats.patterns import require_bounded
 from loratools.formats.processors import NEVER_RUN, never_run
 from loratools.model import Target
 from loratools.tensors.lazy import LazyTensor
 
 
-@dataclass(frozen=True, slots=True)
-class UnknownKey:
+class UnknownKey(NamedTuple):
     """A key that no adapter took: `kind` is "wrong family", "unknown" or "never run", which does no harm; `near` is the
     known key most like it.
     """
@@ -77,8 +77,13 @@ def parse(opened: Opened, *, arch: str | None = None) -> Reading:
         )
     kinds = {stem: group.kind for stem, group in groups.items()}
     factors = {stem: group.factors for stem, group in groups.items()}
+    sound: set[tuple[object, ...]] = set()
     for stem, group in groups.items():
-        _check(kinds[stem], factors[stem], group)
+        # A check looks at roles and shapes alone, and most layers share theirs with others.
+        shapes = (kinds[stem], *[(role, tensor.shape) for role, tensor in factors[stem].items()])
+        if shapes not in sound:
+            _check(kinds[stem], factors[stem], group)
+            sound.add(shapes)
     weights = {
         stem: shape for stem in groups if (shape := kind_of(kinds[stem]).weight_shape(factors[stem])) is not None
     }
@@ -152,7 +157,9 @@ class _Settings:
         self.opened = opened
         raw = metadata.get(configs.DIFFUSERS_KEY)
         self.diffusers = configs.by_component(raw, path=opened.name) if raw else {}
-        self.free = alphas.free_alpha(metadata, path=opened.name)
+        self.free = Settings(free=alphas.free_alpha(metadata, path=opened.name))
+        for config in (*self.diffusers.values(), *(part.config for part in opened.parts)):
+            require_bounded(config or {}, path=opened.name)
 
     def of(self, stem: Stem, component: str) -> Settings:
         """The settings of one layer."""
@@ -161,7 +168,7 @@ class _Settings:
                 return Settings(part.config, "config")
         if component in self.diffusers:
             return Settings(self.diffusers[component], "metadata")
-        return Settings(free=self.free)
+        return self.free
 
     def components(self) -> dict[str, configs.Config]:
         """component → configuration, wherever it stood."""
@@ -216,8 +223,11 @@ def _bind(
             kind.rank(held),
             said,
             path=group.file,
+            is_scale=stored is not None and stored.cut.row.is_scale,
         )
         warnings += noticed
+        if stored is None and any(item.cut.row.family == "hcp" for item in group.found.values()):
+            warnings.append("no scale is stored, and 1 is taken; HCP-Diffusion's own loader would take 1 / rank")
         if placement.layout == "swap_halves":
             held = dict(kind.swap_halves(held))
         elif placement.layout == "transpose":
@@ -271,7 +281,7 @@ def _unknown(groups: Mapping[Stem, Group], missed: Sequence[Stem], rest: Sequenc
     found += [UnknownKey(key, "unknown") for key in rest]
     known = [item.key for stem, group in groups.items() if stem not in set(missed) for item in group.found.values()]
     return tuple(
-        replace(item, near=closest(item.key, known[:4000])) if at < 3 else item for at, item in enumerate(found)
+        item._replace(near=closest(item.key, known[:4000])) if at < 3 else item for at, item in enumerate(found)
     )
 
 

@@ -19,8 +19,6 @@ from loratools.tensors.source import TensorSource
 
 FAMILY = "cloneofsimo"
 ROWS = {role: Suffix(f".lora_{role}.weight", role, "lora", FAMILY) for role in ("up", "down")}
-EMBEDDING = "<embed>"
-"""What the metadata say of a token's embedding, which such a file may hold beside its layers."""
 
 _KEY = re.compile(r"(unet|text_encoder):(0|[1-9]\d{0,5}):(up|down)")
 _ITEM = re.compile(r"0|[1-9]\d{0,5}")

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from loratools.architectures.architecture import Architecture, Component
 from loratools.architectures.registry import ARCHITECTURES
 from loratools.architectures.text_encoders import COMFY_WORDS, comfy_word
+from loratools.formats.hcp_words import DENOISER, HCP, hcp_words
 
 
-@dataclass(frozen=True, slots=True)
-class Prefix:
+class Prefix(NamedTuple):
     """A prefix as found. `style` names the convention; `word` is what it says about the component ("" says nothing)."""
 
     text: str
@@ -30,6 +30,10 @@ class Prefix:
             return component is architecture.denoiser
         if self.style == "comfy-text":
             return self.word == comfy_word(component.namings)
+        if self.style == "hcp" and self.word:
+            if self.word == DENOISER:
+                return component is architecture.denoiser
+            return self.word in hcp_words(architecture, component)
         return True
 
 
@@ -75,6 +79,9 @@ def prefixes(stem: str) -> Iterator[tuple[Prefix, str]]:
         yield Prefix(_PEFT, "peft"), stem[len(_PEFT) :]
     if stem.startswith(_LYCORIS):
         yield Prefix(_LYCORIS, "lycoris"), stem[len(_LYCORIS) :]
+    found = HCP.match(stem)
+    if found:
+        yield Prefix(found[0], "hcp", found[1] or found[2] or ""), stem[found.end() :]
     if stem.startswith(_WRAPPED):
         yield Prefix(_WRAPPED, "bare"), stem[len(_WRAPPED) :]
     yield Prefix("", "bare"), stem

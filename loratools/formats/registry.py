@@ -6,10 +6,11 @@ from loratools.errors import UsageError, nearest
 from loratools.formats.comfy import COMFY
 from loratools.formats.diffusers import DIFFUSERS
 from loratools.formats.format import Format
+from loratools.formats.hcp import HCP
 from loratools.formats.kohya import KOHYA
 from loratools.formats.peft import PEFT
 
-FORMATS: tuple[Format, ...] = (COMFY, DIFFUSERS, KOHYA, PEFT)
+FORMATS: tuple[Format, ...] = (COMFY, DIFFUSERS, HCP, KOHYA, PEFT)
 ORIGINAL = "original"
 
 

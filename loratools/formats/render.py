@@ -17,7 +17,9 @@ from loratools.formats.alpha_tensor import Stored, alpha_tensor, is_plain
 from loratools.formats.configs import DIFFUSERS_KEY, Config, parse_json
 from loratools.formats.format import Format, Options
 from loratools.formats.limits import holdable, uniform
+from loratools.formats.scale_tensor import SCALES_KEY, dumped, rounded_scale, scale_tensor, with_exact_scales
 from loratools.formats.spell import Writer, dimensions_of
+from loratools.formats.suffixes import BY_TEXT
 from loratools.model import Target
 from loratools.tensors.lazy import LazyTensor
 
@@ -36,12 +38,16 @@ class OutputFile:
 
 @dataclass(frozen=True)
 class Rendered:
-    """A set as files, with the steps that regrouping took, what could not be kept, and the adapters as written."""
+    """A set as files, with the steps that regrouping took, what could not be kept, and the adapters as written.
+
+    `rounded` are the layers whose scale is not the source's to the last bit, as a format stores it or stored it.
+    """
 
     files: tuple[OutputFile, ...]
     steps: tuple[Step, ...]
     lost: tuple[str, ...]
     adapters: tuple[Adapter, ...]
+    rounded: tuple[str, ...] = ()
 
 
 def writers(
@@ -65,7 +71,9 @@ def writers(
                 hint="--to peft keeps the model's own names",
             )
         naming = component.naming(spelling.naming) if component else None
-        found[name] = Writer(spelling, naming, dimensions_of(known, name) if form.alpha != "tensor" else {})
+        found[name] = Writer(
+            spelling, naming, dimensions_of(known, name) if form.strict or form.alpha != "tensor" else {}
+        )
     return found
 
 
@@ -87,10 +95,12 @@ def render(
     def native(component: str, path: str) -> Target:
         return by_component[component].target(component, path)
 
+    adapters, restored = with_exact_scales(adapters)
     regrouped = regroup(adapters.adapters, target_of or native, recorded=_recorded(adapters))
     kept, lost = holdable([finish(item) for item in regrouped.adapters], form, allow_lossy=allow_lossy)
     tensors: dict[str, dict[str, LazyTensor]] = {}
     placed: list[Adapter] = []
+    scales: dict[str, str] = {}
     for component, found_members in _by_component(kept).items():
         writer = by_component[component]
         members = uniform(found_members, component) if form.alpha != "tensor" else found_members
@@ -99,17 +109,34 @@ def render(
         for item in members:
             found = writer.tensors(item)
             if form.alpha == "tensor" and not (silent_alpha(item) and is_plain(item)):
-                alpha = alpha_tensor(item, stored_alpha(item))
+                alpha, key = _alpha(item, writer, stored_alpha(item), scales)
                 if alpha is not None:
-                    found[writer.key(item, "alpha")] = alpha
+                    found[key] = alpha
             clash = next((key for key in found if key in held), None)
             if clash:
                 raise InternalError(f"two factors would be written under {clash}", key=clash)
             held.update(found)
     extras = _extras(adapters, form, tensors, allow_lossy=allow_lossy)
     metadata = _metadata(adapters, regrouped)
+    if scales:
+        metadata[SCALES_KEY] = dumped(scales)
     files = _files(form, by_component, tensors, placed, metadata, configs=adapters.configs)
-    return Rendered(files, regrouped.steps, (*lost, *extras), tuple(placed))
+    return Rendered(files, regrouped.steps, (*lost, *extras), tuple(placed), (*restored, *scales))
+
+
+def _alpha(
+    item: Adapter, writer: Writer, stored: Stored | None, scales: dict[str, str]
+) -> tuple[LazyTensor | None, str]:
+    """The tensor for an adapter's alpha and its key; a scale that had to be rounded is added to `scales`."""
+    row = BY_TEXT.get(writer.spelling.suffixes.get("alpha", ""))
+    if row is None or not row.is_scale:
+        alpha = alpha_tensor(item, stored)
+        return alpha, "" if alpha is None else writer.key(item, "alpha")
+    scale = scale_tensor(item, stored)
+    exact = rounded_scale(item, scale)
+    if exact is not None:
+        scales[item.target.name] = exact
+    return scale, writer.key(item, "alpha")
 
 
 def _recorded(adapters: AdapterSet) -> Mapping[str, Any] | None:
@@ -150,7 +177,7 @@ def _extras(
 
 def _metadata(adapters: AdapterSet, regrouped: Regrouped) -> dict[str, str]:
     """The file's own metadata, without what speaks of the spelling it had, with the blocks that regrouping made."""
-    dropped = (DIFFUSERS_KEY, GROUPS_KEY)
+    dropped = (DIFFUSERS_KEY, GROUPS_KEY, SCALES_KEY)
     found = {key: value for key, value in adapters.metadata.items() if key not in dropped}
     if regrouped.groups:
         found[GROUPS_KEY] = json.dumps(regrouped.groups, sort_keys=True, separators=(",", ":"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from loratools.errors import NotRepresentable, UsageError, nearest
 from loratools.formats.loading import Loading, Subject, Verdict, loading, subject_of
@@ -21,8 +21,7 @@ from loratools.formats.parse import Reading
 from loratools.formats.registry import FORMATS
 
 
-@dataclass(frozen=True)
-class Runtime:
+class Runtime(NamedTuple):
     """A row of the registry: how it judges a file, and which formats it reads, the one to write first.
 
     A format stands there with the architectures that it is right for; none means all.
@@ -44,8 +43,7 @@ RUNTIMES: tuple[Runtime, ...] = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(NamedTuple):
     """What `convert --for` writes: the format, "fold" where alpha goes into the factors, and which components."""
 
     to: str

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cache
 from math import prod
 
 from loratools.adapters.adapter import Adapter
@@ -27,19 +28,14 @@ class Writer:
     spelling: Spelling
     naming: Naming | None
     dimensions: Mapping[str, frozenset[int]]
-    _known: dict[str, Placement] = field(default_factory=dict, compare=False, repr=False)
 
     def placement(self, path: str) -> Placement:
         """The native weight that holds a canonical path; raises InternalError for a path outside the tables."""
-        found = self._known.get(path)
+        if self.naming is None:
+            return Placement(path, (path,), (1,), "rows", ".")
+        found = self.naming.at_canonical(path)
         if found is None:
-            if self.naming is None:
-                found = Placement(path, (path,), (1,), "rows", ".")
-            else:
-                found = self.naming.at_canonical(path)
-                if found is None:
-                    raise InternalError(f"{path} is not in the naming {self.naming.name}")
-            self._known.update(dict.fromkeys(found.paths, found))
+            raise InternalError(f"{path} is not in the naming {self.naming.name}")
         return found
 
     def target(self, component: str, path: str) -> Target:
@@ -90,18 +86,16 @@ class Writer:
 
     def _fitted(self, adapter: Adapter, factors: Mapping[str, LazyTensor]) -> Mapping[str, LazyTensor]:
         """1×1 factors in the dimensions of their weight: a linear layer's reader wants two, a convolution's four."""
-        down = factors.get("down")
-        if self.dimensions and adapter.kind == "lora" and down is not None and "up" in factors:
-            up = factors["up"]
-            if len(up.shape) == 2 < len(down.shape):  # DyLoRA stores a convolution's up as a matrix
-                factors = {**factors, "up": up.reshape(*up.shape, *(1,) * (len(down.shape) - 2))}
+        down, up = (factors.get("down"), factors.get("up")) if adapter.kind == "lora" else (None, None)
+        if self.dimensions and down and up and len(up.shape) == 2 < len(down.shape):
+            up = up.reshape(*up.shape, *(1,) * (len(down.shape) - 2))  # DyLoRA stores a convolution's up as a matrix
+            factors = {**factors, "up": up}
         if adapter.kind == "ia3" and "on_input" not in factors and len(factors["scale_vector"].shape) > 2:
             vector = factors["scale_vector"]  # PEFT lays a convolution's vector along the second dimension, always
             return {**factors, "scale_vector": vector.reshape(1, vector.numel, *vector.shape[2:])}
-        wanted = self.dimensions.get(adapter.target.paths[0], frozenset())
-        if adapter.kind != "lora" or not {"down", "up"} <= set(factors) or len(wanted) != 1 or "mid" in factors:
+        wanted = self.dimensions.get(adapter.target.paths[0], ())
+        if not down or not up or len(wanted) != 1 or "mid" in factors:
             return factors
-        down, up = factors["down"], factors["up"]
         dimensions = next(iter(wanted))
         if len(down.shape) == dimensions or prod(down.shape[2:]) != 1:
             return factors
@@ -127,11 +121,15 @@ def _magnitude(tensor: LazyTensor, role: str, key: str, dimensions: int) -> Lazy
     return tensor.reshape(1, tensor.numel, *ones) if dimensions > 2 else tensor.reshape(tensor.numel)
 
 
-def dimensions_of(candidates: tuple[Architecture, ...], component: str) -> dict[str, frozenset[int]]:
+def dimensions_of(candidates: tuple[Architecture, ...], component: str) -> Mapping[str, frozenset[int]]:
     """path → how many dimensions its weight has, over all variants of the architectures that a file may be."""
+    return _dimensions(tuple(variant.shapes for candidate in candidates for variant in candidate.variants), component)
+
+
+@cache
+def _dimensions(tables: tuple[str, ...], component: str) -> Mapping[str, frozenset[int]]:
     found: dict[str, set[int]] = {}
-    for candidate in candidates:
-        for variant in candidate.variants:
-            for path, shape in shapes(variant.shapes).get(component, {}).items():
-                found.setdefault(path, set()).add(len(shape))
+    for table in tables:
+        for path, shape in shapes(table).get(component, {}).items():
+            found.setdefault(path, set()).add(len(shape))
     return {path: frozenset(numbers) for path, numbers in found.items()}

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Suffix:
+class Suffix(NamedTuple):
     """One row: the text, the role it binds, the kind it speaks for ("" for any), and the family that writes it.
 
-    `after` is what the stem must end with, a number aside: `mlp.down.weight` is a base model's, not a factor.
+    `after` is what the stem must end with, a number aside: `mlp.down.weight` is a base model's, not a factor;
+    `is_scale` marks an alpha that is stored divided by the rank already.
     """
 
     text: str
@@ -19,6 +19,7 @@ class Suffix:
     kind: str
     family: str
     after: str = ""
+    is_scale: bool = False
 
     def fits(self, stem: str) -> bool:
         """Whether the stem in front of the suffix is one that it can follow."""
@@ -29,6 +30,7 @@ _KOHYA = "kohya"
 _PEFT = "peft"
 _OLD = "diffusers-old"
 _PROCESSORS = "attn-procs"
+_HCP = "hcp"
 
 SUFFIXES: tuple[Suffix, ...] = (
     Suffix(".alpha", "alpha", "", _KOHYA),
@@ -85,17 +87,27 @@ SUFFIXES: tuple[Suffix, ...] = (
     Suffix(".lora_linear_layer.up.weight", "up", "lora", _OLD),
     Suffix(".down.weight", "down", "lora", _PROCESSORS, after="_lora"),
     Suffix(".up.weight", "up", "lora", _PROCESSORS, after="_lora"),
+    Suffix(".___.alpha", "alpha", "", _HCP, is_scale=True),
+    Suffix(".___.scale", "alpha", "", _HCP, is_scale=True),
+    Suffix(".___.layer.W_down", "down", "lora", _HCP),
+    Suffix(".___.layer.W_up", "up", "lora", _HCP),
+    Suffix(".___.layer.bias", "up_bias", "lora", _HCP),
+    Suffix(".___.layer.lora_down.weight", "down", "lora", _HCP),
+    Suffix(".___.layer.lora_up.weight", "up", "lora", _HCP),
+    Suffix(".___.layer.lora_up.bias", "up_bias", "lora", _HCP),
 )
 # (IA)³ as LyCORIS writes it: bare `.weight`, which means this only beside `.on_input`.
 IA3_VECTOR = Suffix(".weight", "scale_vector", "ia3", _KOHYA)
 BY_TEXT: Mapping[str, Suffix] = {row.text: row for row in SUFFIXES}
 _DEEPEST = max(row.text.count(".") for row in SUFFIXES)
-# In-memory PEFT keys carry the adapter's name: `.lora_A.default.weight`.
-_NAMED = re.compile(r"\.(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector)\.([A-Za-z0-9_-]+)((?:\.weight|\.bias)?)$")
+# In-memory PEFT keys carry the adapter's name: `.lora_A.default.weight`, and bare parameters end with it. A LoRA's two
+# layers are none: `.lora_A.weightx` is no adapter called weightx.
+_NAMED = re.compile(
+    r"\.(lora_[AB](?=\.[^.]+\.)|lora_embedding_[AB]|lora_magnitude_vector)\.([A-Za-z0-9_-]+)((?:\.weight|\.bias)?)$"
+)
 
 
-@dataclass(frozen=True, slots=True)
-class Cut:
+class Cut(NamedTuple):
     """A key cut before its suffix; `suffix` is the text as found, `adapter` the name PEFT put inside it."""
 
     stem: str
@@ -106,17 +118,17 @@ class Cut:
 
 def cut(key: str) -> Cut | None:
     """Cut a key at its longest known suffix, or None where no suffix is known."""
-    best: Cut | None = None
+    longest: Suffix | None = None
     at = len(key)
     for _ in range(_DEEPEST):
         at = key.rfind(".", 0, at)
         if at <= 0:
             break
         row = BY_TEXT.get(key[at:])
-        if row and row.fits(key[:at]):
-            best = Cut(key[:at], row.text, row)
-    if best:
-        return best
+        if row is not None and row.fits(key[:at]):
+            longest = row
+    if longest is not None:
+        return Cut(key[: -len(longest.text)], longest.text, longest)
     named = _NAMED.search(key)
     if named and named.start():
         row = BY_TEXT.get(f".{named[1]}{named[3]}")
@@ -141,6 +153,7 @@ WRITTEN: Mapping[str, Mapping[str, str]] = {
     | {"input_magnitude": ".dora_scale", "magnitude": ".dora_scale", "ia3.scale_vector": IA3_VECTOR.text},
     "peft": _family(_PEFT)
     | {name: text for name, text in _family(_KOHYA).items() if name.startswith(("loha.", "lokr."))},
+    "hcp": _family(_HCP),
     # bare `.lora_magnitude_vector` is silently wrong in diffusers' text encoders; `.weight` is right everywhere
     "diffusers": _family(_PEFT) | {"magnitude": ".lora_magnitude_vector.weight"},
 }

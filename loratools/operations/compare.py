@@ -5,14 +5,20 @@ from __future__ import annotations
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from loratools.adapters.adapter import Adapter
 from loratools.adapters.difference import difference
-from loratools.adapters.proof import aligned, clusters, prove
+from loratools.adapters.exact import identical
+from loratools.adapters.factors import needs_base
+from loratools.adapters.proof import Cluster, aligned, clusters, prove
+from loratools.bases.weights import BaseWeights
 from loratools.errors import ArchitectureMismatch, UsageError
 from loratools.formats.opening import Reference
-from loratools.operations.lora import Lora, open_lora
+from loratools.operations.lora import Lora, open_lora, tables
+from loratools.operations.over_base import compared, depends
+from loratools.operations.to_kind import open_model, shared
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +51,7 @@ class Comparison:
     b: str
     tolerance: float
     modules: tuple[ModuleComparison, ...]
+    base: str | None = None
 
     @property
     def worst(self) -> float:
@@ -64,6 +71,7 @@ class Comparison:
             "schema": "loratools.compare/1",
             "a": self.a,
             "b": self.b,
+            "base": self.base,
             "tolerance": self.tolerance,
             "equal": self.equal,
             "worst": worst if worst != float("inf") else None,
@@ -80,10 +88,16 @@ def compare(
     *,
     tolerance: float = 1e-5,
     arch: str | None = None,
+    base: Reference | None = None,
     threads: int = 1,
     unsafe_pickle: bool = False,
 ) -> Comparison:
-    """Compare two adapters module by module; raises ArchitectureMismatch where they are for different models."""
+    """Compare two adapters module by module; raises ArchitectureMismatch where they are for different models.
+
+    DoRA, (IA)³, GLoRA, OFT and BOFT change a weight by a function of itself. With `base`, the model that they are for,
+    their deltas are formed over its weights; without it, two of one kind are compared by their factors, and anything
+    else raises NotRepresentable.
+    """
     if not (tolerance >= 0 and math.isfinite(tolerance)):
         raise UsageError(f"a tolerance of {tolerance} is no bound", hint="a number from 0 on, such as 1e-5")
     left = open_lora(a, arch=arch, unsafe_pickle=unsafe_pickle)
@@ -101,16 +115,42 @@ def compare(
         left = open_lora(left, arch=common[0])
     if right.candidates[0] != common[0]:
         right = open_lora(right, arch=common[0])
-    pairs = [pair for cluster in clusters(left.adapters, right.adapters) for pair in aligned(*cluster)]
+    found = clusters(left.adapters, right.adapters)
+    model = None if base is None else open_model(base, left, unsafe_pickle=unsafe_pickle)
+    weights = None
+    if model is not None:
+        both = shared(common, model.candidates)
+        weights = model.of(next((table for table in tables(left) if table.id in both), None))
+    over = [cluster for cluster in found if weights is not None and _depends(cluster)]
+    factors = [pair for cluster in found if cluster not in over for pair in aligned(*cluster)]
     with ThreadPoolExecutor(max(1, threads)) as pool:
-        modules = list(pool.map(_module, pairs))
-    return Comparison(left.name, right.name, tolerance, tuple(sorted(modules, key=lambda item: -item.relative_error)))
+        modules = list(pool.map(_module, factors))
+        if weights is not None:
+            modules += [row for rows in pool.map(partial(_over, weights), over) for row in rows]
+    ordered = tuple(sorted(modules, key=lambda item: -item.relative_error))
+    return Comparison(left.name, right.name, tolerance, ordered, None if model is None else model.name)
+
+
+def _depends(cluster: Cluster) -> bool:
+    """Whether a cluster has to be compared over the base: equal bytes make equal deltas over any."""
+    ours, theirs = cluster
+    return depends(cluster) and not (len(ours) == len(theirs) == 1 and identical(ours[0], theirs[0]))
+
+
+def _over(base: BaseWeights, cluster: Cluster) -> list[ModuleComparison]:
+    return [ModuleComparison(row.name, row.where, "measured", row.error, row.cosine) for row in compared(cluster, base)]
+
+
+def _magnitudes(item: Adapter) -> set[str]:
+    return {role for role in item.factors if "magnitude" in role}
 
 
 def _module(pair: tuple[Adapter | None, Adapter | None]) -> ModuleComparison:
     """One module: equal bytes need no arithmetic; anything else is measured in float64."""
     ours, theirs = ([item] if item else [] for item in pair)
     name = (ours or theirs)[0].target.name
+    if ours and theirs and _magnitudes(ours[0]) != _magnitudes(theirs[0]):
+        raise needs_base("dora")
     proof = prove(ours, theirs)
     if not ours or not theirs:
         return ModuleComparison(name, "a" if ours else "b", proof.kind, proof.error, None)

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from loratools.operations.losses import Losses
 from loratools.operations.proof import ProofReport
-from loratools.operations.to_kind import Cost
+
+if TYPE_CHECKING:
+    from loratools.operations.to_kind import Cost
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was written, and its proof. `skipped` when the output was already made from these inputs."""
+    """What was written, and its proof. `skipped` when the output was already made from these inputs; `losses` are those
+    of the runtime that it was made for.
+    """
 
     path: Path
     format: str
@@ -24,6 +29,7 @@ class Conversion:
     warnings: tuple[str, ...]
     skipped: bool = False
     costs: tuple[Cost, ...] = ()
+    losses: Losses | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON document."""
@@ -39,4 +45,5 @@ class Conversion:
             "warnings": list(self.warnings),
             "skipped": self.skipped,
             "to_kind": [cost.to_dict() for cost in self.costs],
+            "for": self.losses.to_dict() if self.losses else None,
         }

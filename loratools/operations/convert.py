@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
 from loratools.adapters.adapter import AdapterSet
 from loratools.adapters.recast import fold, recast
 from loratools.architectures.architecture import Architecture
-from loratools.bases.weights import Base
 from loratools.errors import ArchitectureMismatch, UsageError, nearest
 from loratools.formats.format import ClipPrefix, Options
 from loratools.formats.opening import Reference
 from loratools.formats.original import ORIGINAL_KEY, Original, describe, restore
 from loratools.formats.registry import ORIGINAL, format_of
 from loratools.formats.render import GROUPS_KEY, Rendered, render, writers
-from loratools.formats.runtimes import choose
+from loratools.formats.scale_tensor import SCALES_KEY
 from loratools.formats.settle import scaled_in_factors
 from loratools.operations.finite import guarded
 from loratools.operations.lora import Lora, open_lora, tables
 from loratools.operations.pending import Pending
 from loratools.operations.plan import plan_of
 from loratools.operations.provenance import PROVENANCE_KEY
-from loratools.operations.to_kind import Plain, as_lora, open_model, require_options
+
+if TYPE_CHECKING:
+    from loratools.bases.weights import Base
+    from loratools.operations.to_kind import Plain
 
 
 def convert(
@@ -53,90 +57,136 @@ def convert(
     copied are not looked at.
 
     `to_kind` "lora" makes every layer a plain LoRA: by algebra where its rank stays below the weight's, else by a
-    truncated SVD to `rank`, or to the relative `error` (1e-5); that is computed now, `threads` layers at once. `base`
-    is the base model, which DoRA, (IA)³, GLoRA, OFT and BOFT need. Raises UnknownKeys, NotRepresentable,
+    truncated SVD to `rank`, or to the relative `error` (1e-5); that is computed when the output is, `threads` layers at
+    once. `base` is the base model, which DoRA, (IA)³, GLoRA, OFT and BOFT need. Raises UnknownKeys, NotRepresentable,
     ArchitectureMismatch, UsageError, and what opening and parsing raise.
     """
     if (to is None) == (runtime is None):
         raise UsageError("give exactly one of a format and a runtime", hint="--to FORMAT or --for RUNTIME")
     lora = open_lora(reference, arch=arch, unsafe_pickle=unsafe_pickle)
     if runtime is not None:
+        from loratools.formats.runtimes import choose
+
         choice = choose(runtime, lora.reading, components, plain=to_kind is not None, allow_lossy=allow_lossy)
         to, alpha, components = choice.to, choice.alpha or alpha, choice.components
     assert to is not None
-    require_options(to, to_kind, rank=rank, error=error, base=base)
-    model = None if base is None else open_model(base, lora, unsafe_pickle=unsafe_pickle)
+    model = None
+    if (to_kind, rank, error, base) != (None, None, None, None):
+        model = _prepared(lora, to, to_kind, rank=rank, error=error, base=base, unsafe_pickle=unsafe_pickle)
     if not allow_partial:
         lora.reading.require_known()
     if alpha not in ("keep", "fold"):
         raise UsageError(f"unknown alpha policy {alpha!r}", hint="keep or fold")
     form = None if to == ORIGINAL else format_of(to)
     left = [f"{item.key}: {item.kind}" for item in lora.reading.unknown]
-    chosen: list[_Choice] = []
-    for table in _fitting(lora, model):
-        source, dropped = _selected(lora.reading.bind(table.id) if table else lora.adapter_set, components)
-        plain = None
-        if to_kind is not None:
-            weights = model.of(table) if model else None
-            plain = as_lora(
-                source, tables(lora), weights, rank=rank, error=error, allow_lossy=allow_lossy, threads=threads
-            )
-            source, dropped = plain.source, [*dropped, *plain.lost]
-        settled = plain.adapters if plain else scaled_in_factors(source, form)
-        changed = _changed(settled, dtype, alpha, allow_nonfinite=allow_nonfinite)
-        if form is None:
-            rendered = restore(changed, Original.of(source, path=lora.name), table, allow_lossy=allow_lossy)
-        else:
-            if settled is source or (plain and not plain.changes):
-                described = _described(changed, source, table, lora)
+
+    def planned(*, foresee: bool) -> Pending:
+        chosen: list[_Choice] = []
+        for table in _fitting(lora, model):
+            source, dropped = _selected(lora.reading.bind(table.id) if table else lora.adapter_set, components)
+            plain = None
+            if to_kind is not None:
+                from loratools.operations.to_kind import as_lora
+
+                weights = model.of(table) if model else None
+                plain = as_lora(
+                    source,
+                    tables(lora),
+                    weights,
+                    rank=rank,
+                    error=error,
+                    allow_lossy=allow_lossy,
+                    threads=threads,
+                    foresee=foresee,
+                )
+                source, dropped = plain.source, [*dropped, *plain.lost]
+            settled = plain.adapters if plain else scaled_in_factors(source, form)
+            changed = _changed(settled, dtype, alpha, allow_nonfinite=allow_nonfinite)
+            if form is None:
+                rendered = restore(changed, Original.of(source, path=lora.name), table, allow_lossy=allow_lossy)
             else:
-                described = _undescribed(changed)
-            by_component = writers(changed, form, table, Options(clip_prefix), tables(lora))
-            rendered = render(described, form, by_component, allow_lossy=allow_lossy)
-        folded = plain is None and settled is not source
-        chosen.append(_Choice(table.id if table else None, source, rendered, plain, tuple(dropped), folded))
-    _agreed(lora, chosen)
-    first = chosen[0]
-    source, rendered, plain = first.source, first.rendered, first.plain
-    folder = form.folder if form else Original.of(source, path=lora.name).folder
-    name = form.id if form else Original.of(source, path=lora.name).format
-    parameters = {
-        "to": to,
-        "runtime": runtime,
-        "arch": arch,
-        "dtype": dtype,
-        "alpha": None if alpha == "keep" else alpha,
-        "components": list(components) if components else None,
-        "clip_prefix": clip_prefix,
-        "to_kind": to_kind,
-        "rank": rank,
-        "error": error,
-        "allow_lossy": allow_lossy,
-        "allow_partial": allow_partial,
-        "allow_nonfinite": allow_nonfinite,
-    }
-    costs = tuple(plain.costs.values()) if plain and plain.changes else ()
-    plan = plan_of(
-        lora, rendered, name, first.table or lora.architecture, left_out=(*left, *first.dropped), costs=costs
-    )
-    arithmetic = dtype is not None or alpha == "fold"
-    return Pending(
-        lora,
-        _without(source, rendered),
-        rendered,
-        plan,
-        parameters,
-        folder,
-        arithmetic,
-        lora.reading.warnings,
-        allow_nonfinite,
-        plain if plain and plain.changes else None,
-        first.folded,
-    )
+                if settled is source or (plain and not plain.changes):
+                    described = _described(changed, source, table, lora)
+                else:
+                    described = _undescribed(changed)
+                by_component = writers(changed, form, table, Options(clip_prefix), tables(lora))
+                rendered = render(described, form, by_component, allow_lossy=allow_lossy)
+            folded = plain is None and settled is not source
+            chosen.append(_Choice(table.id if table else None, source, rendered, plain, tuple(dropped), folded))
+        _agreed(lora, chosen)
+        first = chosen[0]
+        source, rendered, plain = first.source, first.rendered, first.plain
+        folder = form.folder if form else Original.of(source, path=lora.name).folder
+        name = form.id if form else Original.of(source, path=lora.name).format
+        parameters = {
+            "to": to,
+            "runtime": runtime,
+            "arch": arch,
+            "dtype": dtype,
+            "alpha": None if alpha == "keep" else alpha,
+            "components": list(components) if components else None,
+            "clip_prefix": clip_prefix,
+            "to_kind": to_kind,
+            "rank": rank,
+            "error": error,
+            "allow_lossy": allow_lossy,
+            "allow_partial": allow_partial,
+            "allow_nonfinite": allow_nonfinite,
+        }
+        costs = tuple(plain.costs.values()) if plain and plain.changes else ()
+        plan = plan_of(
+            lora, rendered, name, first.table or lora.architecture, left_out=(*left, *first.dropped), costs=costs
+        )
+        arithmetic = dtype is not None or alpha == "fold"
+        return Pending(
+            lora,
+            _without(source, rendered),
+            rendered,
+            plan,
+            parameters,
+            folder,
+            arithmetic,
+            lora.reading.warnings,
+            allow_nonfinite,
+            plain if plain and plain.changes else None,
+            first.folded,
+            partial(planned, foresee=False) if plain and not plain.settled else None,
+        )
+
+    return planned(foresee=True) if to_kind is None else _foreseen(planned)
 
 
-@dataclass(frozen=True)
-class _Choice:
+# What changes kinds is imported where it is used: renaming, which is what conversions mostly are, starts sooner so.
+
+
+def _prepared(
+    lora: Lora,
+    to: str,
+    to_kind: str | None,
+    *,
+    rank: int | None,
+    error: float | None,
+    base: Reference | None,
+    unsafe_pickle: bool,
+) -> Base | None:
+    """The base model, where one was given, after the options about kinds have been found to go together."""
+    from loratools.operations.to_kind import open_model, require_options
+
+    require_options(to, to_kind, rank=rank, error=error, base=base)
+    return None if base is None else open_model(base, lora, unsafe_pickle=unsafe_pickle)
+
+
+def _foreseen(planned: Callable[..., Pending]) -> Pending:
+    """The plan before anything is decomposed, or after."""
+    from loratools.adapters.to_lora import Unforeseen
+
+    try:
+        return planned(foresee=True)
+    except Unforeseen:  # the layout depends on values: parts that share a factor, columns that are zero
+        return planned(foresee=False)
+
+
+class _Choice(NamedTuple):
     """What the file would become as one of its candidate architectures reads it."""
 
     table: str | None
@@ -200,7 +250,7 @@ def _described(changed: AdapterSet, source: AdapterSet, table: Architecture | No
 
 def _undescribed(changed: AdapterSet) -> AdapterSet:
     """The set without a record of its spelling: its factors are others, and no spelling gives the old ones back."""
-    spoken = (PROVENANCE_KEY, ORIGINAL_KEY, GROUPS_KEY)
+    spoken = (PROVENANCE_KEY, ORIGINAL_KEY, GROUPS_KEY, SCALES_KEY)
     return replace(changed, metadata={key: value for key, value in changed.metadata.items() if key not in spoken})
 
 

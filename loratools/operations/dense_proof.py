@@ -42,7 +42,7 @@ class DenseProver:
             promised = 0.0
         else:
             found = Proof("measured", _error(source, output, self.plain.base))
-            promised = max(self.plain.costs[item.target.name].error for item in source)
+            promised = max(self.plain.costs[item.target.name].error or 0.0 for item in source)
         if not found.error <= promised * (1 + ROUNDING) + ROUNDING:
             self.beyond.append((source[0].target.name if source else output[0].target.name, found.error))
         return found

@@ -98,8 +98,8 @@ class MergeOutput:
             whole = {key: tensor for _, held in group for key, tensor in held.items()}
             stem = _stem(first) if self.checkpoint.folder else "model"
             prefix = f"{first.folder}/" if first.folder else ""
-            for name, held in reshard(stem, whole, most).items():
-                found[prefix + name] = first, dict(held)
+            for name, cut in reshard(stem, whole, most).items():
+                found[prefix + name] = first, dict(cut)
         return found
 
     def sizes(self) -> tuple[tuple[str, int, int], ...]:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from loratools.errors import LoratoolsError, NotRepresentable, OutputRefused, UsageError
 from loratools.formats.opening import CONFIG
@@ -15,6 +15,7 @@ from loratools.formats.render import OutputFile, Rendered
 from loratools.operations.hashes import recomputed
 from loratools.operations.lora import open_lora
 from loratools.operations.provenance import PROVENANCE_KEY, InputHashes, record
+from loratools.tensors.layout import Layout
 from loratools.tensors.output import check_free_space, guard_folder, guard_output
 from loratools.tensors.source import LocalFile
 from loratools.tensors.writer import Progress, write, write_folder
@@ -25,8 +26,7 @@ if TYPE_CHECKING:
 WEIGHTS = "adapter_model.safetensors"
 
 
-@dataclass(frozen=True, slots=True)
-class Saved:
+class Saved(NamedTuple):
     """What stands there now: its size in bytes, and the SHA-256 of the payload where one file was hashed. `skipped`
     when it was made from these inputs before.
     """
@@ -58,6 +58,19 @@ class AdapterOutput:
         """The bytes of all tensors."""
         return sum(tensor.nbytes for file in self.rendered.files for tensor in file.tensors.values())
 
+    @property
+    def size(self) -> int:
+        """The bytes of the finished files, headers and configurations among them; no value is read."""
+        text = record(self.operation, self.parameters, InputHashes.awaited(self.inputs))
+        total = 0
+        for content in self._contents().values():
+            if isinstance(content, bytes):
+                total += len(content)
+            else:
+                tensors, metadata = content
+                total += Layout.of(tensors, {**metadata, PROVENANCE_KEY: text}).size
+        return total
+
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Every tensor by its key, computed now; keys of several files are joined by `component/`."""
         several = len(self.rendered.files) > 1
@@ -70,14 +83,27 @@ class AdapterOutput:
     def preview(self, out: str | os.PathLike[str], *, overwrite: bool = False) -> int:
         """The disk space, in bytes, that is free for an output; raises what `save` would before it writes."""
         path = Path(out)
+        self.guard(path, overwrite=overwrite)
+        check_free_space(path.parent, self.nbytes)
+        room = os.statvfs(path.parent)
+        return room.f_bavail * room.f_frsize
+
+    def guard(self, path: Path, *, overwrite: bool) -> None:
+        """Raise OutputExists, OutputRefused, UsageError or NotRepresentable for a place that the output cannot have."""
         self._require_place(path)
         if self._is_folder(path):
             guard_folder(path, self.inputs, self._contents(), overwrite=overwrite)
         else:
             guard_output(path, self.inputs, overwrite=overwrite)
-        check_free_space(path.parent, self.nbytes)
-        room = os.statvfs(path.parent)
-        return room.f_bavail * room.f_frsize
+
+    def stands(self, path: Path) -> bool:
+        """Whether this output was made there before, by this version from these inputs."""
+        self._require_place(path)
+        hashes = InputHashes(self.inputs)
+        try:
+            return made_from(path, record(self.operation, self.parameters, hashes.inputs()))
+        finally:
+            hashes.close()
 
     def save(
         self,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,18 +16,19 @@ from loratools.formats.configs import DIFFUSERS_KEY
 from loratools.formats.registry import ORIGINAL
 from loratools.formats.render import Rendered
 from loratools.operations.conversion import Conversion
-from loratools.operations.dense_proof import DenseProver
 from loratools.operations.hashes import HASH_KEYS
 from loratools.operations.lora import Lora, open_lora
+from loratools.operations.losses import Losses, losses
 from loratools.operations.output import AdapterOutput, Saved
 from loratools.operations.plan import Plan
 from loratools.operations.proof import ProofReport, prove_output
-from loratools.operations.to_kind import Plain
 from loratools.tensors.source import LocalFile
 from loratools.tensors.writer import Progress
 
 if TYPE_CHECKING:
     import torch
+
+    from loratools.operations.to_kind import Plain
 
 # The largest error of an output that no arithmetic was asked for: that of float64 where every step is exact, that of an
 # alpha rounded to float32 where the target cannot hold it (rsLoRA).
@@ -36,7 +38,11 @@ _ROUNDED_LIMIT = 1e-6
 
 @dataclass(frozen=True)
 class Pending:
-    """A conversion that has been planned: names, layouts and places are settled, nothing is computed or written yet."""
+    """A conversion that has been planned: names, layouts and places are settled, nothing is computed or written yet.
+
+    Where layers are to be decomposed, `later` does that, and until then the plan's ranks and sizes are the largest that
+    may come.
+    """
 
     lora: Lora
     source: AdapterSet
@@ -49,6 +55,12 @@ class Pending:
     allow_nonfinite: bool = False
     plain: Plain | None = None
     folded: bool = False
+    later: Callable[[], Pending] | None = None
+
+    @cached_property
+    def settled(self) -> Pending:
+        """The same with every decomposition made: the ranks, sizes and errors of its plan are those of the output."""
+        return self.later() if self.later else self
 
     @property
     def inputs(self) -> tuple[LocalFile, ...]:
@@ -69,11 +81,11 @@ class Pending:
     @property
     def adapters(self) -> tuple[Adapter, ...]:
         """The adapters as they will be written, in canonical form."""
-        return self.rendered.adapters
+        return self.settled.rendered.adapters
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Every tensor by its key, computed now; keys of several files are joined by `component/`."""
-        return self.output.state_dict()
+        return self.settled.output.state_dict()
 
     def preview(self, out: str | os.PathLike[str], *, overwrite: bool = False) -> Plan:
         """The plan for an output, with the disk space that is free there; raises what `save` would before it writes."""
@@ -90,7 +102,12 @@ class Pending:
         progress: Progress | None = None,
     ) -> Conversion:
         """Write, verify, prove. Raises OutputExists, OutputRefused, ResourceError; InternalError when a proof fails."""
-        proofs: list[ProofReport] = []
+        if self.later:
+            if if_needed and self.output.stands(Path(out)):
+                return self._result(Saved(Path(out), 0, None, skipped=True))
+            self.output.guard(Path(out), overwrite=overwrite)
+            return self.settled.save(out, overwrite=overwrite, threads=threads, progress=progress)
+        proofs: list[tuple[ProofReport, Losses | None]] = []
 
         def check(written: Path) -> None:
             proofs.append(self._prove(written, threads))
@@ -103,7 +120,7 @@ class Pending:
             if_needed=if_needed,
             progress=progress,
         )
-        return self._result(saved, proofs[0] if proofs else None)
+        return self._result(saved, *(proofs[0] if proofs else (None, None)))
 
     def _needs_digest(self) -> bool:
         """Whether the output must be hashed: for a hash in its metadata, or because not every byte is only moved.
@@ -117,7 +134,7 @@ class Pending:
 
     def _may_round(self) -> bool:
         """Whether an alpha may not be the source's to the last bit, though nobody asked for arithmetic."""
-        if self.folded:
+        if self.folded or self.rendered.rounded:
             return True
         stabilized = any(item.alpha.rank_stabilized for item in (*self.adapters, *self.source.adapters))
         # An original configuration returns word for word: its alpha may be what the source had to round.
@@ -126,7 +143,7 @@ class Pending:
         )
         return stabilized or restated or any(step.measured for step in self.rendered.steps)
 
-    def _result(self, saved: Saved, proof: ProofReport | None) -> Conversion:
+    def _result(self, saved: Saved, proof: ProofReport | None = None, lost: Losses | None = None) -> Conversion:
         return Conversion(
             saved.path,
             self.plan.format,
@@ -135,16 +152,23 @@ class Pending:
             saved.payload_sha256,
             proof,
             self.plan.lost,
-            (*self.warnings, *(proof.warnings if proof else ())),
+            (*self.warnings, *(proof.warnings if proof else ()), *(lost.warnings if lost else ())),
             saved.skipped,
             self.plan.costs,
+            lost,
         )
 
-    def _prove(self, written: Path, threads: int) -> ProofReport:
-        """Re-open the output as a stranger would, parse it from its own keys, and compare it with the source."""
+    def _prove(self, written: Path, threads: int) -> tuple[ProofReport, Losses | None]:
+        """Re-open the output as a stranger would, parse it from its own keys, and compare it with the source; with what
+        the runtime that it is for will lose.
+        """
         found = open_lora(written, arch=self.plan.architecture)
         found.reading.require_known()
-        dense = DenseProver(self.plain) if self.plain else None
+        dense = None
+        if self.plain:
+            from loratools.operations.dense_proof import DenseProver
+
+            dense = DenseProver(self.plain)
         report = prove_output(
             self.source.adapters,
             found.adapters,
@@ -163,7 +187,7 @@ class Pending:
         elif not self._needs_digest() and (report.exact or report.measured):
             reason = "bytes that were only to be moved differ"
         else:
-            return report
+            return report, losses(found.reading, self.parameters["runtime"])
         raise InternalError(
             f"the output does not make the same delta: {reason}",
             path=written,

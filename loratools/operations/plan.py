@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
+from math import prod
+from typing import TYPE_CHECKING, Any
 
 from loratools.formats.render import Rendered
 from loratools.model import Target
 from loratools.operations.lora import Lora
-from loratools.operations.to_kind import Cost
 from loratools.tensors.lazy import CHUNK, Computed
 
+if TYPE_CHECKING:
+    from loratools.operations.to_kind import Cost
+
+_TORCH = 200 << 20
+_COPIES = 6  # of a delta, where it is decomposed or proven
 _START_UP = 48 << 20  # what the interpreter, the tables and the header of a large adapter take
 
 
@@ -74,6 +79,22 @@ def _short(target: Target) -> str:
     return f"{target.component}:{stem}({', '.join('.'.join(path[shared:]) for path in paths)})"
 
 
+def _open(costs: tuple[Cost, ...]) -> tuple[str, ...]:
+    """What a plan cannot tell of layers that are still to be decomposed."""
+    count = sum(cost.error is None and not cost.exact for cost in costs)
+    return (f"{count} layers are decomposed when it is written: ranks and sizes are at most these",) if count else ()
+
+
+def _decomposing(rendered: Rendered, costs: tuple[Cost, ...]) -> int:
+    """The bytes that decompositions take: torch, the copies of the largest delta in float64, and all factors made."""
+    names = {cost.name for cost in costs if not cost.exact}
+    members = [item for item in rendered.adapters if item.target.name in names and "down" in item.factors]
+    if not members:
+        return 0
+    elements = max(item.factors["up"].shape[0] * prod(item.factors["down"].shape[1:]) for item in members)
+    return _TORCH + _COPIES * 8 * elements + sum(item.nbytes for item in members)
+
+
 def plan_of(
     lora: Lora,
     rendered: Rendered,
@@ -105,7 +126,7 @@ def plan_of(
             f"{step.what}: {_short(step.target)} ({step.note})" for step in rendered.steps if step.what != "untouched"
         ),
         lost=(*rendered.lost, *left_out),
-        notes=lora.reading.warnings,
-        peak_memory=_START_UP + 2 * CHUNK + 4 * largest,
+        notes=(*lora.reading.warnings, *_open(costs)),
+        peak_memory=_START_UP + 2 * CHUNK + 4 * largest + _decomposing(rendered, costs),
         costs=costs,
     )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from loratools.adapters.adapter import Adapter, AdapterSet
 from loratools.adapters.kind import kind_of
 from loratools.adapters.lora import LORA
-from loratools.adapters.to_lora import to_lora
+from loratools.adapters.to_lora import foreseen, to_lora
 from loratools.architectures.architecture import Architecture, shapes
 from loratools.bases.weights import Base, BaseWeights, open_base
 from loratools.errors import ArchitectureMismatch, NotRepresentable, UsageError
@@ -27,13 +27,17 @@ _PLAIN = frozenset(("down", "up", "up_bias", "bias_diff", "embedding_down", "emb
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What one layer became: from which kind, at which rank, whether by algebra alone, else at which relative error."""
+    """What one layer became: from which kind, at which rank, whether by algebra alone, else at which relative error.
+
+    In a plan the error of what is still to be computed is None, and the rank of a decomposition the largest that it may
+    need: both are settled later.
+    """
 
     name: str
     kind: str
     rank: int
     exact: bool
-    error: float
+    error: float | None
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form."""
@@ -54,6 +58,11 @@ class Plain:
     def changes(self) -> bool:
         """Whether any adapter is not the one that was read."""
         return any(a is not b for a, b in zip(self.adapters.adapters, self.source.adapters, strict=True))
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is left to be computed that the plan would have to know."""
+        return all(cost.error is not None for cost in self.costs.values())
 
 
 def open_model(reference: Reference, lora: Lora, *, unsafe_pickle: bool = False) -> Base:
@@ -89,9 +98,11 @@ def as_lora(
     error: float | None,
     allow_lossy: bool,
     threads: int = 1,
+    foresee: bool = False,
 ) -> Plain:
     """Every adapter through `adapters.to_lora`; those that are plain LoRA of no larger rank stay as they are.
 
+    With `foresee` no weight is read and nothing is decomposed: ranks are then the largest that may come, errors None.
     `known` are the tables of all architectures that the file may be. Raises NotRepresentable for what no LoRA can hold
     (listed in `lost` with `allow_lossy`) and for a kind that needs a base where there is none, or none of its weight;
     ArchitectureMismatch where a weight has another shape.
@@ -101,7 +112,7 @@ def as_lora(
         if _is_plain(item) and (rank is None or (item.rank or 0) <= rank):
             return item, Cost(item.target.name, item.kind, item.rank or 0, True, 0.0)
         try:
-            return _converted(item, known, base, rank=rank, error=error)
+            return _converted(item, known, base, rank=rank, error=error, foresee=foresee)
         except NotRepresentable as problem:
             told = _named(item, problem)
             if allow_lossy and kind_of(item.kind).name in ("full", "norm"):
@@ -130,19 +141,28 @@ def _is_plain(item: Adapter) -> bool:
 
 
 def _converted(
-    item: Adapter, known: tuple[Architecture, ...], base: BaseWeights | None, *, rank: int | None, error: float | None
+    item: Adapter,
+    known: tuple[Architecture, ...],
+    base: BaseWeights | None,
+    *,
+    rank: int | None,
+    error: float | None,
+    foresee: bool,
 ) -> tuple[Adapter, Cost]:
     kind = kind_of(item.kind)
-    shape, weight, bias = _of_base(item, base)
-    made = to_lora(item, rank=rank, error=error, base=weight, bias=bias, shape=shape or _shape(item, known))
+    shape, weight, bias = _of_base(item, base, read=not foresee)
+    make = foreseen if foresee else to_lora
+    made = make(item, rank=rank, error=error, base=weight, bias=bias, shape=shape or flattened_shape(item, known))
     words = "+".join(kind.kinds(item.factors))
-    return made.adapter, Cost(item.target.name, words, made.rank, made.exact, 0.0 if made.exact else made.error)
+    return made.adapter, Cost(item.target.name, words, made.rank, made.exact, made.error)
 
 
 def _of_base(
-    item: Adapter, base: BaseWeights | None
+    item: Adapter, base: BaseWeights | None, *, read: bool
 ) -> tuple[tuple[int, ...] | None, torch.Tensor | None, torch.Tensor | None]:
-    """The shape of the layer's weight; the weight and the bias only where the kind's delta depends on them."""
+    """The shape of the layer's weight; the weight (one without values unless `read`) and the bias only where the kind's
+    delta depends on them.
+    """
     if base is None:
         return None, None, None
     weight, needed = base.weight_of(item.target), kind_of(item.kind).needs_base(item.factors)
@@ -154,14 +174,20 @@ def _of_base(
             path=base.name,
             hint="give the whole base model, or the component that the adapter changes",
         )
-    _require_shape(item, weight.shape, base.name)
+    require_shape(item, weight.shape, base.name)
     if not needed:
         return weight.shape, None, None
     bias = base.bias_of(item.target) if item.kind == "ia3" else None
-    return weight.shape, weight.load(), None if bias is None else bias.load()
+    return weight.shape, weight.load() if read else _empty(weight.shape), None if bias is None else bias.load()
 
 
-def _require_shape(item: Adapter, shape: tuple[int, ...], name: str) -> None:
+def _empty(shape: tuple[int, ...]) -> torch.Tensor:
+    import torch
+
+    return torch.empty(shape, device="meta")
+
+
+def require_shape(item: Adapter, shape: tuple[int, ...], name: str) -> None:
     """Raise ArchitectureMismatch where the factors are for a weight of another shape."""
     told = kind_of(item.kind).weight_shape(item.factors) or ()
     rows = told[0] if told else None
@@ -179,7 +205,7 @@ def _require_shape(item: Adapter, shape: tuple[int, ...], name: str) -> None:
         )
 
 
-def _shape(item: Adapter, known: tuple[Architecture, ...]) -> tuple[int, ...] | None:
+def flattened_shape(item: Adapter, known: tuple[Architecture, ...]) -> tuple[int, ...] | None:
     """The weight's shape with the kernel that factors hold flattened into the inputs, where the tables agree on it."""
     told = kind_of(item.kind).weight_shape(item.factors)
     if told is None or len(told) != 2 or None in told:

@@ -7,6 +7,7 @@ import os
 import stat
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple, Protocol, Self
@@ -88,7 +89,7 @@ class LocalFile:
     def of_descriptor(cls, descriptor: int, name: str) -> LocalFile:
         """A file that is open already (it may have no name any more); the descriptor now belongs to the result."""
         file = cls(name)
-        file._descriptor, file._identity = descriptor, _identity(os.fstat(descriptor))
+        file._descriptor, file._identity = descriptor, _identity(_status(descriptor, name))
         return file
 
     def __repr__(self) -> str:
@@ -132,7 +133,7 @@ class LocalFile:
             raise opening_failed(error, self.path) from error
         except ValueError as error:
             raise PathNotFound("the path holds a NUL character", path=ascii(self.path)) from error
-        found = os.fstat(descriptor)
+        found = _status(descriptor, self.path)
         if not stat.S_ISREG(found.st_mode):
             os.close(descriptor)
             kind = next((word for test, word in _KINDS if test(found.st_mode)), "no regular file")
@@ -181,6 +182,16 @@ class LocalFile:
             os.close(descriptor)
 
 
+def _status(descriptor: int, path: str) -> os.stat_result:
+    """What the system says of an open file; raises ResourceError, and closes it, where that fails."""
+    try:
+        return os.fstat(descriptor)
+    except OSError as error:
+        with suppress(OSError):  # a descriptor that cannot be asked about may be no descriptor any more
+            os.close(descriptor)
+        raise ResourceError(f"cannot be read: {error.strerror}", path=path) from error
+
+
 def _identity(found: os.stat_result) -> Identity:
     return Identity(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
 
@@ -205,11 +216,14 @@ class FileObjectBytes:
     def read(self, offset: int, length: int) -> bytes:
         """Exactly `length` bytes from `offset`; raises ResourceError when there are fewer."""
         with self._lock:
-            self._file.seek(offset)
             parts: list[bytes] = []
             missing = length
             while missing:
-                part = self._file.read(missing)
+                try:
+                    self._file.seek(offset + length - missing)
+                    part = self._file.read(missing)
+                except OSError as error:
+                    raise ResourceError(f"reading failed: {error.strerror or error}", path=self.name) from error
                 if not part:
                     raise ResourceError("input changed while reading", path=self.name)
                 parts.append(part)

@@ -173,6 +173,49 @@ def test_metadata_never_speaks_against_the_shapes(claim):
     assert "do not fit" in " ".join(reading.evidence)
 
 
+# A layer that only the other of the two models has, as a merged or edited file may carry one.
+STRAYS = {
+    "sd1": {"lora_te_text_model_encoder_layers_20_mlp_fc1": (4096, 1024)},
+    "sd2": {"lora_unet_up_blocks_3_attentions_2_transformer_blocks_3_attn2_to_k": (320, 768)},
+}
+
+
+def with_strays(name, count=1):
+    """A full file with `count` layers beside that another model alone has; the keys of those."""
+    known = next(item for item in ARCHITECTURES if item.id == name)
+    opened = adapter(known, "kohya", part="unet" if name == "sd1" else None)
+    tensors = {key: opened.parts[0].source[key] for key in opened.parts[0].source}
+    strays = {}
+    for at in range(count):
+        for stem, (rows, columns) in STRAYS[name].items():
+            stray = stem.replace("layers_20", f"layers_{12 + at}")
+            strays[stray + KOHYA["down"]] = LazyTensor.zeros("F16", (1, columns))
+            strays[stray + KOHYA["up"]] = LazyTensor.zeros("F16", (rows, 1))
+    return replace(opened, parts=(Part(None, MemoryTensors(tensors | strays)),)), set(strays)
+
+
+@pytest.mark.parametrize("arch", [None, "sd1"])
+@pytest.mark.parametrize("count", [1, 7])
+def test_a_stray_key_of_another_model_outweighs_no_sizes(count, arch):
+    opened, strays = with_strays("sd1", count)
+    reading = parse(opened, arch=arch)
+    assert (reading.settled, reading.adapters.architectures) == ("sd1", ("sd1",))
+    assert {item.key for item in reading.unknown} == strays
+    assert {item.kind for item in reading.unknown} == {"wrong family"}
+
+
+def test_the_wrong_architecture_is_refused_though_it_has_a_place_for_the_stray():
+    with pytest.raises(ArchitectureMismatch, match="for sd1, not sd2"):
+        parse(with_strays("sd1")[0], arch="sd2")
+
+
+def test_a_stray_key_that_no_model_has_changes_nothing():
+    opened, strays = with_strays("sd2")
+    reading = parse(opened)
+    assert reading.settled == "sd2"
+    assert {item.key for item in reading.unknown} == strays
+
+
 def test_the_caller_speaks_before_the_metadata():
     known = next(item for item in ARCHITECTURES if item.id == "sd1")
     opened = adapter(known, "kohya", keep=SUBSETS["attn1"], metadata={"ss_base_model_version": "sd_v1"})

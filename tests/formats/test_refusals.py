@@ -111,6 +111,7 @@ STRAYS = {
     "a stray prefix": "diffusion_model_input_blocks_1_1_proj_in.lora_down.weight",
     "no adapter": "embedding.word.string_to_param.*",
     "a layer number out of bounds": "lora_unet_up_blocks_4_resnets_0_conv1.lora_down.weight",
+    "a letter too many": "unet.mid_block.attentions.0.proj_in.lora_A.weightx",
     "another suffix": "lora_unet_mid_block_attentions_0_proj_in.lora_sideways.weight",
 }
 

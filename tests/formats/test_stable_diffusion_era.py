@@ -397,6 +397,20 @@ def test_comfy_gets_every_alpha_as_a_tensor(tmp_path):
             assert written[f"{key.removesuffix(KOHYA['down'])}.alpha"].item() == tensor.shape[0]
 
 
+@pytest.mark.parametrize("to", ["comfy", "hcp"])
+def test_a_sparse_residual_is_refused_where_no_reader_knows_it(to, tmp_path):
+    tensors = pairs(layers("sd1", "diffusers", only=["unet"]), lambda part, name: kohya_stem("sd1", part, name), KOHYA)
+    stem = next(key.removesuffix(KOHYA["down"]) for key in tensors if key.endswith("to_q" + KOHYA["down"]))
+    tensors[f"{stem}.bias_indices"] = torch.tensor([[0, 1], [2, 3]])
+    tensors[f"{stem}.bias_values"] = torch.ones(2)
+    tensors[f"{stem}.bias_size"] = torch.tensor([320, 320])
+    source = write(tensors, tmp_path / "in.safetensors")
+    with pytest.raises(NotRepresentable, match="sparse residual") as refusal:
+        loratools.convert(source, to=to, arch="sd1")
+    assert refusal.value.key == stem
+    assert loratools.convert(source, to="kohya", arch="sd1").plan.adapters
+
+
 def test_comfy_has_no_names_for_models_that_it_does_not_know(tmp_path):
     tensors, _ = processors(attentions("prior", "kandinsky22-prior"))
     with pytest.raises(NotRepresentable, match="comfy has no names"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +27,7 @@ def make(
     components: Mapping[str, Choose | None],
     most: int | None = None,
     mixed: bool = True,
+    scales: Sequence[tuple[int, int]] = SCALES,
     seed: int = 0,
     **options: Any,
 ) -> Truth:
@@ -47,13 +48,13 @@ def make(
         model = getattr(pipeline, name)
         suitable = [path for path, part in weights(model).items() if _can_hold(part, options)]
         names = spread([path for path in suitable if choose is None or choose(path)], most)
-        dealt = dict(zip(names, itertools.cycle(SCALES if mixed else SCALES[:1]), strict=False))
+        dealt = dict(zip(names, itertools.cycle(scales if mixed else scales[:1]), strict=False))
         config = LoraConfig(
-            r=SCALES[0][0],
-            lora_alpha=SCALES[0][1],
+            r=scales[0][0],
+            lora_alpha=scales[0][1],
             target_modules=names,
-            rank_pattern={f"^{path}": rank for path, (rank, _) in dealt.items() if rank != SCALES[0][0]},
-            alpha_pattern={f"^{path}": alpha for path, (_, alpha) in dealt.items() if alpha != SCALES[0][1]},
+            rank_pattern={f"^{path}": rank for path, (rank, _) in dealt.items() if rank != scales[0][0]},
+            alpha_pattern={f"^{path}": alpha for path, (_, alpha) in dealt.items() if alpha != scales[0][1]},
             init_lora_weights=False,
             **options,
         )

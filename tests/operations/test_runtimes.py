@@ -44,6 +44,40 @@ def test_a_runtime_picks_its_format(sd1, tmp_path, runtime, form):
     assert (share["loaded"], share["reasons"]) == (share["of"], [])
 
 
+def mixed(folder):
+    """A kohya file of SD1 whose attention is LoRA and whose feed-forward is LyCORIS' (IA)³; the keys of the latter."""
+    start = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_"
+    held = {
+        f"{start}attn1_to_q.lora_down.weight": torch.randn(2, 320),
+        f"{start}attn1_to_q.lora_up.weight": torch.randn(320, 2),
+        f"{start}attn2_to_k.lora_down.weight": torch.randn(2, 768),
+        f"{start}attn2_to_k.lora_up.weight": torch.randn(320, 2),
+        f"{start}ff_net_2.weight": torch.randn(1280),
+        f"{start}ff_net_2.on_input": torch.tensor(True),
+        f"{start}ff_net_0_proj.weight": torch.randn(2560, 1),
+        f"{start}ff_net_0_proj.on_input": torch.tensor(False),
+    }
+    return save(held, folder / "mixed.safetensors"), {key for key in held if "_ff_" in key}
+
+
+def test_what_the_runtime_will_lose_of_the_output_is_warned_of_and_listed(run, sd1, tmp_path):
+    source, lost = mixed(tmp_path)
+    result = lt.convert(source, runtime="comfyui").save(tmp_path / "out.safetensors")
+    assert result.warnings == (
+        "comfyui will not load 2 of 4 adapters as they are: left out: none of its kinds of patches",
+    )
+    done = run("convert", source, tmp_path / "again.safetensors", "--for", "comfyui", "--json")
+    document = json.loads(done.stdout)["for"]
+    assert (document["runtime"], document["of"], document["lost"], document["unknown"]) == ("comfyui", 4, 2, 0)
+    assert {row["key"] for row in document["keys"]} == lost
+    assert document["reasons"] == [{"reason": document["keys"][0]["reason"], "count": 2}]
+    page = run("convert", source, tmp_path / "page.safetensors", "--for", "comfyui")
+    assert "will not load 2 of 4" in page.stdout
+    whole = lt.convert(sd1, runtime="comfyui").save(tmp_path / "whole.safetensors")
+    assert (whole.losses.lost, whole.losses.keys, whole.warnings) == (0, (), ())
+    assert lt.convert(source, to="kohya").save(tmp_path / "to.safetensors").to_dict()["for"] is None
+
+
 def test_exactly_one_of_format_and_runtime(run, sd1, tmp_path):
     out = tmp_path / "out.safetensors"
     with pytest.raises(UsageError):

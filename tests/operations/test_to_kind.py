@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from loratools.architectures.registry import architecture
-from loratools.errors import ArchitectureMismatch, NonFinite, NotRepresentable, UsageError
+from loratools.errors import ArchitectureMismatch, NonFinite, NotRepresentable, OutputExists, UsageError
 from loratools.operations.convert import convert
 from loratools.operations.to_kind import KINDS
 from loratools.pipelines.synthetic import make_pipeline
@@ -156,7 +156,7 @@ def test_a_weight_of_another_shape_is_refused(pipeline, lycoris, tmp_path):
 def test_the_error_of_every_layer_is_what_a_float64_svd_leaves_out(pipeline, lycoris, tmp_path):
     truth = lycoris("loha")
     pending = convert(truth.path, to="diffusers", to_kind="lora", rank=3)
-    costs = {cost.name: cost for cost in pending.plan.costs}
+    costs = {cost.name: cost for cost in pending.settled.plan.costs}
     for (component, path), delta in truth.deltas.items():
         values = torch.linalg.svdvals(delta.flatten(1))
         expected = float(values[3:].norm() / values.norm())
@@ -169,9 +169,58 @@ def test_the_error_of_every_layer_is_what_a_float64_svd_leaves_out(pipeline, lyc
     assert ranks == {3}
 
 
+@pytest.fixture
+def no_svd(monkeypatch):
+    """Any singular or eigenvalue decomposition, and any QR, fails the test."""
+
+    def forbidden(*_, **__):
+        raise AssertionError("decomposed")
+
+    for name in ("svd", "svdvals", "eigh", "eigvalsh", "qr"):
+        monkeypatch.setattr(torch.linalg, name, forbidden)
+
+
+WISHES = [("dora", {}), ("dora", {"rank": 2}), ("full", {"error": 0.1}), ("lokr-whole", {"rank": 3}), ("glora", {}),
+          ("loha", {"error": 0.1}), ("ia3", {})]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WISHES, ids=str)
+def test_a_plan_decomposes_nothing_and_no_output_is_larger(pipeline, lycoris, tmp_path, case, request):
+    kind, wish = case
+    how = {"to": "kohya", "to_kind": "lora", "base": pipeline("sd1"), **wish}
+    source = lycoris(kind).path
+    out = tmp_path / "out.safetensors"
+    whole = convert(source, **how).save(out)
+    request.getfixturevalue("no_svd")
+    planned = convert(source, **how).preview(tmp_path / "other.safetensors")
+    largest = {cost.name: cost for cost in planned.costs}
+    assert largest.keys() == {cost.name for cost in whole.costs}
+    for cost in whole.costs:
+        told = largest[cost.name]
+        assert cost.rank <= told.rank
+        assert told.error in (None, cost.error)
+        assert told.exact <= cost.exact
+        assert not wish.get("rank") or told.rank == cost.rank
+    assert sum(size for _, _, size in planned.files) >= sum(t.nbytes for t in load_file(out).values())
+
+
+def test_what_stands_there_already_is_not_decomposed_again(pipeline, lycoris, tmp_path, request):
+    how = {"to": "kohya", "to_kind": "lora", "base": pipeline("sd1"), "rank": 2}
+    out = tmp_path / "out.safetensors"
+    convert(lycoris("dora").path, **how).save(out)
+    before = out.stat()
+    request.getfixturevalue("no_svd")
+    assert convert(lycoris("dora").path, **how).save(out, if_needed=True).skipped
+    assert out.stat().st_mtime_ns == before.st_mtime_ns
+    with pytest.raises(OutputExists):
+        convert(lycoris("dora").path, **how).save(out)
+    with pytest.raises(AssertionError, match="decomposed"):
+        convert(lycoris("dora").path, **(how | {"rank": 3})).save(out, if_needed=True, overwrite=True)
+
+
 def test_an_error_is_kept_and_no_rank_is_larger_than_it_needs(lycoris):
     truth = lycoris("loha")
-    costs = {c.name: c for c in convert(truth.path, to="kohya", to_kind="lora", error=0.3).plan.costs}
+    costs = {c.name: c for c in convert(truth.path, to="kohya", to_kind="lora", error=0.3).settled.plan.costs}
     for (component, path), delta in truth.deltas.items():
         values = torch.linalg.svdvals(delta.flatten(1))
         cost = costs[f"{component}:{path}"]
@@ -222,7 +271,7 @@ def test_nan_is_never_decomposed(lycoris, tmp_path):
     with pytest.raises(NonFinite):
         convert(tmp_path / "nan.safetensors", to="kohya", to_kind="lora").save(tmp_path / "out.safetensors")
     with pytest.raises(NonFinite):
-        convert(tmp_path / "nan.safetensors", to="kohya", to_kind="lora", rank=2)
+        convert(tmp_path / "nan.safetensors", to="kohya", to_kind="lora", rank=2).save(tmp_path / "out.safetensors")
     assert not (tmp_path / "out.safetensors").exists()
 
 

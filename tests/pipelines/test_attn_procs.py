@@ -1,5 +1,6 @@
 """A file of the attention processors' time does in diffusers what our reading of it does."""
 
+import pytest
 import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import save_file
@@ -21,11 +22,13 @@ def attn_procs(folder):
         if head and isinstance(module, torch.nn.Linear):
             stem = f"unet.{name.removesuffix(head)}processor.{head.removesuffix('.0')}_lora"
             tensors |= pair(stem, module.weight.shape, draw)
-    for name, module in parts.text_encoder.named_modules():
-        start, _, leaf = name.rpartition(".")
-        if leaf in TEXT:
-            nested = start if start.startswith("text_model.") else f"text_model.{start}"
-            tensors |= pair(f"text_encoder.{nested}.{TEXT[leaf]}", module.weight.shape, draw)
+    for component in ("text_encoder", "text_encoder_2"):
+        model = getattr(parts, component, None)
+        for name, module in model.named_modules() if model else ():
+            start, _, leaf = name.rpartition(".")
+            if leaf in TEXT:
+                nested = start if start.startswith("text_model.") else f"text_model.{start}"
+                tensors |= pair(f"{component}.{nested}.{TEXT[leaf]}", module.weight.shape, draw)
     return tensors
 
 
@@ -34,12 +37,13 @@ def pair(stem, shape, draw):
     return {f"{stem}.down.weight": down / 8, f"{stem}.up.weight": up / 8}
 
 
-def test_diffusers_loads_the_file_and_ours_alike(pipeline, tmp_path):
-    folder = pipeline("sd1")
+@pytest.mark.parametrize("architecture", ["sd1", "sd2", "sdxl"])
+def test_diffusers_loads_the_file_and_ours_alike(architecture, pipeline, tmp_path):
+    folder = pipeline(architecture)
     source, ours = tmp_path / "pytorch_lora_weights.safetensors", tmp_path / "ours.safetensors"
     tensors = attn_procs(folder)
     save_file(tensors, source)
-    lt.convert(source, to="diffusers", arch="sd1").save(ours)
+    lt.convert(source, to="diffusers", arch=architecture).save(ours)
     theirs, read = deltas_after_diffusers_load(folder, source), deltas_after_diffusers_load(folder, ours)
     assert len(theirs.deltas) == len(tensors) // 2
     judgement = compare(read.deltas, theirs.deltas)

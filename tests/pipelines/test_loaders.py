@@ -4,71 +4,36 @@ import json
 
 import pytest
 from diffusers import DiffusionPipeline
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import loratools as lt
 from loratools.formats.loading import EVIDENCE
 from loratools.formats.runtimes import loads
-from tests.judges import by_kohya, by_lycoris, by_peft
+from tests.judges import by_peft
 from tests.judges.load import deltas_after_diffusers_load, deltas_after_peft_load
 from tests.judges.truth import Truth, compare
+from tests.judges.wild import (
+    ALL,
+    ATTENTION,
+    BOTH,
+    METADATA,
+    TEXT,
+    as_base_model,
+    attention_old,
+    bare_magnitude,
+    diffusers,
+    down_up,
+    kohya,
+    lycoris,
+    processors,
+    rewritten,
+    where,
+    with_adapter,
+    without_component,
+)
 
 RIGHT = 1e-4
-TEXT_LEVEL = "encoder.text_model."
-METADATA = "lora_adapter_metadata"
-BOTH = {"unet": None, "text_encoder": None}
-ALL = {**BOTH, "text_encoder_2": None}
-TEXT = {"text_encoder": None}
 REFUSALS = (ValueError, RuntimeError, IndexError, KeyError, NotImplementedError, TypeError)
-
-
-def kohya(components=BOTH, **how):
-    def make(folder, out, architecture):
-        return by_kohya.make(folder, out, architecture=architecture, components=components, **{"most": 24, **how})
-
-    return make
-
-
-def lycoris(kind):
-    return lambda folder, out, architecture: by_lycoris.make(folder, out, kind, architecture=architecture)
-
-
-def diffusers(components=BOTH, *, key=None, alphas=False, metadata=None, **how):
-    """diffusers' own file, its keys renamed; its metadata changed by `metadata`, else dropped (all scales are 1)."""
-
-    def make(folder, out, architecture):
-        truth = by_peft.make(
-            folder, out, architecture=architecture, components=components, **{"most": 24, "mixed": False, **how}
-        )
-        if key is None and metadata is None and not alphas:
-            return truth
-        with safe_open(out, "pt") as file:
-            stored = json.loads(file.metadata()[METADATA])
-        held = {(key or str)(name): value for name, value in load_file(out).items()}
-        if alphas:
-            held |= {name.replace(".lora_A.weight", ".alpha"): value.new_tensor(4.0) for name, value in held.items()
-                     if name.endswith(".lora_A.weight")}  # fmt: skip
-        said = {METADATA: json.dumps(metadata(stored))} if metadata else {}
-        out.unlink()
-        save_file(held, out, metadata={"format": "pt", **said})
-        return truth
-
-    return make
-
-
-def rewritten(make, *, without=None, key=str, metadata=None):
-    """What `make` makes, without the tensors that `without` picks, renamed, and with other metadata."""
-
-    def made(folder, out, architecture):
-        truth = make(folder, out, architecture)
-        held = load_file(out)
-        out.unlink()
-        kept = {key(name): value for name, value in held.items() if not (without and without(name, value))}
-        save_file(kept, out, metadata={"format": "pt", **(metadata or {})})
-        return truth
-
-    return made
 
 
 def without_alpha_of_two(name, value):
@@ -84,51 +49,6 @@ def with_text_level(said):
     name = "text_encoder.target_modules"
     return {**said, name: [f"text_model.{path}" for path in said[name]]}
 
-
-def where(*parts):
-    return lambda path: any(part in path for part in parts)
-
-
-def without_component(name):
-    return name.removeprefix("unet.").removeprefix("text_encoder.")
-
-
-def as_base_model(name):
-    return f"base_model.model.{without_component(name)}"
-
-
-def with_adapter(name):
-    return name.replace(".lora_A.", ".lora_A.default.").replace(".lora_B.", ".lora_B.default.")
-
-
-def down_up(name):
-    return name.replace(".lora_A.", ".lora_down.").replace(".lora_B.", ".lora_up.")
-
-
-def attention_old(name):
-    """As diffusers' own helper writes a UNet: attention by the old names, all else by the new."""
-    if not (name.startswith("unet.") and (".attn1." in name or ".attn2." in name)):
-        return name
-    return name.replace(".lora_A.", ".lora.down.").replace(".lora_B.", ".lora.up.")
-
-
-def processors(name):
-    """diffusers before 0.17: attention processors, and the text encoder in the same words."""
-    for new, old in (("to_q", "to_q"), ("to_k", "to_k"), ("to_v", "to_v"), ("to_out.0", "to_out"),
-                     ("q_proj", "to_q"), ("k_proj", "to_k"), ("v_proj", "to_v"), ("out_proj", "to_out")):  # fmt: skip
-        for factor, end in (("lora_A", "down"), ("lora_B", "up")):
-            if name.endswith(f".{new}.{factor}.weight"):
-                middle = ".processor." if name.startswith("unet.") else "."
-                stem = name.removesuffix(f".{new}.{factor}.weight").replace("encoder.encoder.", f"{TEXT_LEVEL}encoder.")
-                return f"{stem}{middle}{old}_lora.{end}.weight"
-    raise AssertionError(name)
-
-
-def bare_magnitude(name):
-    return name.replace("lora_magnitude_vector.weight", "lora_magnitude_vector")
-
-
-ATTENTION = {"unet": where("attn1.", "attn2."), "text_encoder": where("self_attn")}
 
 # What is made → how. E2E: each of these was seen in the world.
 SD1 = {

@@ -76,7 +76,7 @@ ALPHAS = {
     "nan": (torch.tensor(math.nan), 7, "alpha is nan"), "inf": (torch.tensor(math.inf), 7, "alpha is inf"),
     "1e30": (torch.tensor(1e30), 0, ""), "int64": (torch.tensor(2), 0, ""), "[1]": (torch.tensor([2.0]), 0, ""),
     "[2]": (torch.tensor([2.0, 2.0]), 3, "one number"), "[1, 1]": (torch.tensor([[2.0]]), 3, "one number"),
-    "bool": (torch.tensor(True), None, ""), "float64": (torch.tensor(2.0, dtype=torch.float64), 0, ""),
+    "bool": (torch.tensor(True), 3, "no number"), "float64": (torch.tensor(2.0, dtype=torch.float64), 0, ""),
     "missing": (None, 0, ""),
 }  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import stat
@@ -114,6 +115,39 @@ def test_short_reads_are_repeated(tmp_path, monkeypatch):
     real = os.pread
     monkeypatch.setattr(os, "pread", lambda fd, length, offset: real(fd, min(length, 7), offset))
     assert LocalFile(tmp_path / "x").read(3, 200) == bytes(range(3, 203))
+
+
+def failing(*_):
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+@pytest.mark.parametrize("call", ["fstat", "pread"])
+def test_a_failing_disk_is_told_with_the_file(tmp_path, monkeypatch, call):
+    path = tmp_path / "x.safetensors"
+    save_file(TENSORS, path)
+    before = len(names(Path("/proc/self/fd")))
+    with monkeypatch.context() as patch, LocalFile(path) as file:
+        patch.setattr(os, call, failing)
+        with pytest.raises(ResourceError) as refusal:
+            file.read(0, 8)
+    assert refusal.value.path == str(path)
+    assert os.strerror(errno.EIO) in refusal.value.message
+    assert len(names(Path("/proc/self/fd"))) == before
+
+
+def test_a_failing_file_object_is_told_with_its_name(tmp_path):
+    path = tmp_path / "x.safetensors"
+    save_file(TENSORS, path)
+
+    class Failing(io.FileIO):
+        def readinto(self, *_):
+            failing()
+
+        read = readinto
+
+    with Failing(path) as file, pytest.raises(ResourceError) as refusal:
+        open_safetensors(file)
+    assert refusal.value.path == str(path)
 
 
 def test_shrunk_file_is_an_error_not_a_crash(tmp_path):
