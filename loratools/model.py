@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Literal
+from functools import lru_cache
+from typing import Literal, NamedTuple
 
 Axis = Literal["rows", "columns"]
 AlphaSource = Literal["tensor", "config", "metadata", "absent"]
@@ -36,8 +37,7 @@ class Target:
         return None if rest else tuple(unit * share for share in self.ratio)
 
 
-@dataclass(frozen=True, slots=True)
-class Scale:
+class Scale(NamedTuple):
     """The exact number numerator / √root that a product of factors is multiplied by (root > 1 only for rsLoRA)."""
 
     numerator: Fraction
@@ -55,6 +55,8 @@ class Scale:
 
     def equals(self, other: Scale) -> bool:
         """Exact equality of the two numbers."""
+        if self == other:
+            return True
         same_sign = (self.numerator > 0) == (other.numerator > 0) and (self.numerator < 0) == (other.numerator < 0)
         return same_sign and self.numerator**2 * other.root == other.numerator**2 * self.root
 
@@ -75,7 +77,13 @@ class Alpha:
         """alpha / rank (or alpha / √rank); 1 where alpha or a rank is absent."""
         if self.value is None or not rank:
             return Scale(Fraction(1))
-        return Scale.of(self.value, rank) if self.rank_stabilized else Scale(self.value / rank)
+        return _quotient(self.value, rank, rooted=self.rank_stabilized)
+
+
+@lru_cache(maxsize=1024)
+def _quotient(value: Fraction, rank: int, *, rooted: bool) -> Scale:
+    """value / rank, or value / √rank: nearly all layers of a file have the same."""
+    return Scale.of(value, rank) if rooted else Scale(value / rank)
 
 
 @dataclass(frozen=True, slots=True)

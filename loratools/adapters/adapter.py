@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from loratools.adapters.kind import kind_of
+from loratools.adapters.settings import scale_under
 from loratools.model import Alpha, Dialect, Scale, Target
 from loratools.tensors.lazy import LazyTensor
 
@@ -39,16 +41,12 @@ class Adapter:
     @property
     def rank(self) -> int | None:
         """The rank that alpha is divided by, or None for kinds without one; a stated r where the factors show none."""
-        from loratools.adapters.kind import kind_of
-
         found = kind_of(self.kind).rank(self.factors)
         return self.settings.get("r") if found is None else found
 
     @property
     def scale(self) -> Scale:
         """What the product of the factors is multiplied by, exactly."""
-        from loratools.adapters.settings import scale_under
-
         return scale_under(self.alpha, self.rank, self.settings)
 
     @property

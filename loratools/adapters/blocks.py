@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from loratools.adapters.factors import Factors, refusal, same, spans, stack, whole
 from loratools.tensors.lazy import LazyTensor, block_diagonal
@@ -11,8 +11,7 @@ from loratools.tensors.lazy import LazyTensor, block_diagonal
 Columns = tuple[int, int]
 
 
-@dataclass(frozen=True, slots=True)
-class Blocks:
+class Blocks(NamedTuple):
     """Columns [first, last) of every part (None where a part is missing), and the parts that brought each block.
 
     Parts whose input side is byte-identical stand in the same columns: all in one block is what sharing means.

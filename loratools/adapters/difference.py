@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
 
 from loratools.adapters.adapter import Adapter
 from loratools.adapters.blame import named
@@ -26,8 +26,7 @@ DENSE_LIMIT = 2**28
 _MAGNITUDES = tuple(role.name for role in MAGNITUDES)
 
 
-@dataclass(frozen=True, slots=True)
-class Difference:
+class Difference(NamedTuple):
     """Frobenius norms of both deltas, ‖a − b‖ (`distance`), relative_error, and the cosine between them.
 
     relative_error is ‖a − b‖ / ‖a‖ of the weight, or that of the biases or magnitudes where it is larger: 0 where both

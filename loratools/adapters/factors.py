@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from loratools.errors import ArchitectureMismatch, IncompleteAdapter, NotRepresentable
 from loratools.model import Scale
@@ -23,8 +22,7 @@ NO_SETTINGS: Settings = MappingProxyType({})
 """No configuration: everything stands in the tensors."""
 
 
-@dataclass(frozen=True, slots=True)
-class Role:
+class Role(NamedTuple):
     """One factor of a kind. `required`: the kind is named by it; `rows`: its first axis is the weight's output axis."""
 
     name: str

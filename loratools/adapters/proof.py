@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from loratools.adapters.adapter import Adapter
 from loratools.adapters.difference import difference
@@ -25,8 +25,7 @@ Cluster: TypeAlias = tuple[list[Adapter], list[Adapter]]
 _ORDER: tuple[Certainty, ...] = ("identical", "exact", "measured")
 
 
-@dataclass(frozen=True, slots=True)
-class Proof:
+class Proof(NamedTuple):
     """How a cluster is proven, and the relative error of its delta: exactly 0 unless measured."""
 
     kind: Certainty

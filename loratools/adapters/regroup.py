@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from loratools.adapters.adapter import Adapter, Origin
 from loratools.adapters.blame import named
@@ -25,8 +25,7 @@ What = Literal["untouched", "slice", "narrow", "pad", "share", "block", "fold"]
 ONE = Scale(Fraction(1))
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """What was done for one target; `measured` where values were rounded on the way.
 
     A slice is rows of one adapter, byte for byte; narrow is a slice without the rank columns that are all zero there.
@@ -38,8 +37,7 @@ class Step:
     measured: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Regrouped:
+class Regrouped(NamedTuple):
     """The adapters in their new groups, a step for each, and the columns [first, last) that every part of a block took.
 
     `groups` is keyed by the fused target's name; a part that it does not list was missing.
@@ -74,7 +72,7 @@ def regroup(
         if first.target.paths == target.paths:
             done.append(first)
             steps.append(Step(target, "untouched"))
-            if first.target.name in slicer.recorded:
+            if slicer.recorded and first.target.name in slicer.recorded:
                 groups[first.target.name] = slicer.recorded[first.target.name]
         elif len(target.paths) == 1:
             with named(first):
@@ -121,8 +119,7 @@ def _sliced(source: Adapter, target: Target, piece: Piece) -> Adapter:
     return replace(sliced, alpha=alpha_for(source.alpha, source.scale, sliced.rank)[0])
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
+class _Part(NamedTuple):
     """One run of a target's paths: where its factors come from, or None where nothing changes these layers."""
 
     paths: tuple[str, ...]

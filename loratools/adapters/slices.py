@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from loratools.adapters.adapter import Adapter
 from loratools.adapters.blocks import Columns
@@ -16,8 +15,7 @@ from loratools.tensors.lazy import LazyTensor
 Groups: TypeAlias = Mapping[str, Sequence[tuple[str, int, int]]]
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """The factors of one path (None: no change there), and what is worth saying about them."""
 
     factors: Mapping[str, LazyTensor] | None

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 from loratools.architectures.naming import Naming
 
@@ -34,8 +35,7 @@ class Component:
         return next((naming for naming in (*self.namings, *self.adapters) if naming.name == name), None)
 
 
-@dataclass(frozen=True)
-class Variant:
+class Variant(NamedTuple):
     """One size or flavour; `shapes` names the generated table of its weights."""
 
     name: str

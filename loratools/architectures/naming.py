@@ -16,6 +16,8 @@ from typing import NamedTuple
 from loratools.architectures.rules import Joint, Layout, Rule, same
 
 Skeleton = tuple[str, ...]
+_NUMBER = re.compile(r"(?<![^._])(?:0|[1-9][0-9]{0,5})(?![^._])")
+_ANY_HOLE = re.compile(r"\{[^}]*\}")
 HOLE = re.compile(r"\{([a-z])<(\d+)(?:\*(\d+)\+(\d+))?\}")
 
 
@@ -26,11 +28,6 @@ class Hole(NamedTuple):
     bound: int
     step: int = 1
     first: int = 0
-
-    def value(self, number: int) -> int | None:
-        """What the hole stands for where a path has that number, or None where it cannot."""
-        value, rest = divmod(number - self.first, self.step)
-        return None if rest or not 0 <= value < self.bound else value
 
 
 def _segments(path: str) -> list[str]:
@@ -43,31 +40,24 @@ def _is_number(segment: str) -> bool:
 
 def skeleton(path: str) -> tuple[Skeleton, tuple[int, ...]]:
     """The words of a path with "#" for every number, and the numbers. Empty segments count for nothing."""
-    words: list[str] = []
-    numbers: list[int] = []
-    for segment in _segments(path):
-        if _is_number(segment):
-            words.append("#")
-            numbers.append(int(segment))
-        elif segment:
-            words.append(segment if segment != "#" else "##")
-    return tuple(words), tuple(numbers)
+    words = _segments(_NUMBER.sub("#", path.replace("#", "##")))
+    return tuple(filter(None, words)), tuple(map(int, _NUMBER.findall(path)))
 
 
+@cache
 def words_of(template: str) -> Skeleton:
     """The words of a template's skeleton, without parsing it: for an index over thousands of them."""
-    return tuple(
-        ["#" if segment[0] == "{" or _is_number(segment) else segment for segment in _segments(template) if segment]
-    )
+    return tuple(filter(None, _segments(_NUMBER.sub("#", _ANY_HOLE.sub("#", template)))))
 
 
-@dataclass(frozen=True, slots=True)
-class Template:
-    """A parsed template: its skeleton, and for each number either its fixed value or a hole."""
+class Template(NamedTuple):
+    """A parsed template: its skeleton, for each number its fixed value or a hole, and the text with `%d` for holes."""
 
     text: str
     words: Skeleton
     numbers: tuple[int | Hole, ...]
+    pattern: str
+    free: tuple[tuple[int, Hole], ...]
 
     @classmethod
     @cache
@@ -87,7 +77,9 @@ class Template:
                 numbers.append(int(segment))
             elif segment:
                 words.append(segment)
-        return cls(text, tuple(words), tuple(numbers))
+        pattern = HOLE.sub("%d", text.replace("%", "%%"))
+        free = tuple((at, number) for at, number in enumerate(numbers) if not isinstance(number, int))
+        return cls(text, tuple(words), tuple(numbers), pattern, free)
 
     @property
     def fixed(self) -> tuple[tuple[int, int], ...]:
@@ -97,26 +89,24 @@ class Template:
     def holes(self, numbers: tuple[int, ...]) -> dict[str, int] | None:
         """The values of the holes, or None where one is out of its bound."""
         values: dict[str, int] = {}
-        for wanted, number in zip(self.numbers, numbers, strict=True):
-            if not isinstance(wanted, int):
-                value = wanted.value(number)
-                if value is None or values.setdefault(wanted.name, value) != value:
-                    return None
+        for at, (name, bound, step, first) in self.free:
+            value, rest = divmod(numbers[at] - first, step)
+            if rest or not 0 <= value < bound or values.setdefault(name, value) != value:
+                return None
         return values
 
     def fill(self, values: Mapping[str, int]) -> str:
         """The path with its holes filled."""
-        return HOLE.sub(lambda hole: str(values[hole[1]] * int(hole[3] or 1) + int(hole[4] or 0)), self.text)
+        return self.pattern % tuple([values[name] * step + first for _, (name, _, step, first) in self.free])
 
     def expand(self) -> Iterable[dict[str, int]]:
         """The values of the holes of every path this template stands for."""
-        bounds = {number.name: number.bound for number in self.numbers if not isinstance(number, int)}
+        bounds = {hole.name: hole.bound for _, hole in self.free}
         for values in product(*(range(bound) for bound in bounds.values())):
             yield dict(zip(bounds, values, strict=True))
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
+class Placement(NamedTuple):
     """One weight in one naming: its native path, the canonical paths it holds, in order, and how."""
 
     native: str
@@ -137,21 +127,45 @@ class Placement:
         return f"{self.native}{self.joint}bias" if self.joint else None
 
 
+Located = tuple[Mapping[str, int], Rule]
+"""A row of a table, and what its holes stand for."""
+
+
+_Rows = dict[tuple[int, ...], dict[tuple[int, ...], tuple[Template, Rule]]]
+
+
 class _Index:
-    """skeleton → (positions of the fixed numbers, {their values: (template, row)})."""
+    """skeleton → (positions of the fixed numbers, {their values: (template, row)}); parsed when first asked for."""
 
-    def __init__(self, rows: Iterable[tuple[Template, Rule]]) -> None:
-        self.table: dict[Skeleton, dict[tuple[int, ...], dict[tuple[int, ...], tuple[Template, Rule]]]] = {}
+    def __init__(self, rows: Iterable[tuple[str, Rule]]) -> None:
+        self._rows: dict[Skeleton, list[tuple[str, Rule]]] = {}
+        self._parsed: dict[Skeleton, _Rows] = {}
         for template, rule in rows:
-            positions = tuple(at for at, _ in template.fixed)
-            values = tuple(value for _, value in template.fixed)
-            found = self.table.setdefault(template.words, {}).setdefault(positions, {})
-            if values in found:
-                raise ValueError(f"{template.text} and {found[values][0].text} stand for the same keys")
-            found[values] = (template, rule)
+            self._rows.setdefault(words_of(template), []).append((template, rule))
 
-    def find(self, words: Skeleton, numbers: tuple[int, ...]) -> tuple[dict[str, int], Rule] | None:
-        for positions, by_values in self.table.get(words, {}).items():
+    @property
+    def table(self) -> dict[Skeleton, _Rows]:
+        """All of it; raises ValueError where two templates stand for the same keys."""
+        return {words: self._at(words) for words in self._rows}
+
+    def _at(self, words: Skeleton) -> _Rows:
+        known = self._parsed.get(words)
+        if known is None:
+            known = {}
+            for text, rule in self._rows.get(words, ()):
+                template = Template.parse(text)
+                positions = tuple(at for at, _ in template.fixed)
+                values = tuple(value for _, value in template.fixed)
+                found = known.setdefault(positions, {})
+                if values in found:
+                    raise ValueError(f"{template.text} and {found[values][0].text} stand for the same keys")
+                found[values] = (template, rule)
+            if known:
+                self._parsed[words] = known
+        return known
+
+    def find(self, words: Skeleton, numbers: tuple[int, ...]) -> Located | None:
+        for positions, by_values in self._at(words).items():
             row = by_values.get(tuple([numbers[at] for at in positions]))
             if row is not None and (values := row[0].holes(numbers)) is not None:
                 return values, row[1]
@@ -172,28 +186,41 @@ class Naming:
     @cached_property
     def natives(self) -> _Index:
         """The look-up by native path."""
-        return _Index((Template.parse(rule.native), rule) for rule in self.rules)
+        return _Index((rule.native, rule) for rule in self.rules)
 
     @cached_property
     def canonicals(self) -> _Index:
         """The look-up by canonical path."""
-        return _Index((Template.parse(part), rule) for rule in self.rules for part in rule.canonical)
-
-    def has_native(self, words: Skeleton, numbers: tuple[int, ...]) -> bool:
-        """Whether a native path, given as its skeleton, is in the table."""
-        return self.natives.find(words, numbers) is not None
+        return _Index((part, rule) for rule in self.rules for part in rule.canonical)
 
     def at_native(self, words: Skeleton, numbers: tuple[int, ...]) -> Placement | None:
         """The placement of a native path, given as its skeleton."""
         found = self.natives.find(words, numbers)
-        return _placement(*found) if found else None
+        return self.place(found) if found else None
 
     def at_canonical(self, path: str) -> Placement | None:
         """The placement of the native weight that holds a canonical path."""
         if self.verbatim:
             return Placement(path, (path,), (1,), "rows")
-        found = self.canonicals.find(*skeleton(path))
-        return _placement(*found) if found else None
+        known = self._placed.get(path)
+        if known is None:
+            found = self.canonicals.find(*skeleton(path))
+            known = self.place(found) if found else None
+        return known
+
+    @cached_property
+    def _placed(self) -> dict[str, Placement]:
+        """The placements made so far, by canonical path: a file is read, written and read again by the same ones."""
+        return {}
+
+    def place(self, located: Located) -> Placement:
+        """The placement of a row that was found."""
+        values, rule = located
+        known = self._placed.get(Template.parse(rule.canonical[0]).fill(values))
+        if known is None:
+            known = _placement(values, rule)
+            self._placed.update(dict.fromkeys(known.paths, known))
+        return known
 
     def placements(self) -> Iterable[Placement]:
         """Every weight of the component, in table order."""

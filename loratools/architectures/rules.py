@@ -7,15 +7,13 @@ Rows describe; they hold no tensors. Both directions of every naming come from t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Layout = Literal["rows", "swap_halves", "transpose"]
 Joint = Literal[".", "_", ""]
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(NamedTuple):
     """One row. `ratio` has one share for each canonical template; `layout` is what the native weight does to the rows
     of the canonical one; `joint` is what stands between the path and `weight` or `bias` ("." but for bare parameters:
     "_" in `in_proj_weight`, "" where the path itself is the weight); `weight` is the native word for the weight

@@ -7,8 +7,8 @@ LDM counts its blocks through: `input_blocks.{1 + 3·level + layer}` and `output
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 from loratools.architectures.naming import Naming, canonical_naming
 from loratools.architectures.rules import Rule, rename
@@ -42,8 +42,7 @@ BLOCK = (
 LAYERS = 2  # resnets per level on the way down; the way up has one more
 
 
-@dataclass(frozen=True, slots=True)
-class Levels:
+class Levels(NamedTuple):
     """What tells one UNet's modules from another's, from the outermost level inwards.
 
     `widths` are the channels relative to the first level; `depths` the transformer blocks of each attention, 0 where a

@@ -7,7 +7,7 @@ block after the others, attentions before resnets, and CLIP's k and v before its
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from loratools.architectures.architecture import Architecture
 from loratools.architectures.sd1 import SD1
@@ -27,8 +27,7 @@ TEXT_CLASSES = {"CLIPAttention": "attention"}
 BLOCK_ORDERS = (("attn1", "ff", "attn2"), ("attn1", "attn2", "ff"))
 
 
-@dataclass(frozen=True, slots=True)
-class Walked:
+class Walked(NamedTuple):
     """One model whose order is known."""
 
     architecture: Architecture
@@ -39,8 +38,7 @@ class Walked:
 WALKED = (Walked(SD1, SD1_UNET, 12), Walked(SD2, SD2_UNET, 23))
 
 
-@dataclass(frozen=True, slots=True)
-class _Walk:
+class _Walk(NamedTuple):
     """What is picked up on the way: the sorts of modules, and the order of a transformer block's children."""
 
     held: frozenset[str]

@@ -6,7 +6,6 @@ import json
 import signal
 import sys
 import threading
-import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import ClassVar
@@ -116,6 +115,8 @@ def report(error: BaseException, arguments: Sequence[str]) -> int:
     """Print what went wrong, as text on stderr or as the error document on stdout, and return the exit code."""
     ours = as_our_error(error)
     if asked_for("--debug", arguments):
+        import traceback
+
         traceback.print_exception(error, file=sys.stderr)
     if asked_for("--json", arguments):
         print_document(ours)

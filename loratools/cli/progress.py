@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import time
 from typing import Self
@@ -16,11 +15,12 @@ REDRAW_SECONDS = 0.1
 class Progress:
     """A progress callback: call it with the bytes done and the bytes in all; leave the block to end the line.
 
-    Nothing is shown in the first second, so short jobs stay silent.
+    Nothing is shown in the first second, so short jobs stay silent. `done` says what has been done to all bytes then.
     """
 
-    def __init__(self, label: str, *, quiet: bool = False) -> None:
+    def __init__(self, label: str, *, quiet: bool = False, done: str = "written") -> None:
         self.label = label
+        self.done = done
         self.stream = None if quiet else sys.stderr
         self.terminal = is_terminal(self.stream)
         self.started = self.drawn = time.monotonic()
@@ -47,8 +47,10 @@ class Progress:
             f"{human_bytes(int(rate))}/s, {_duration(left)} left"
         )
         if done >= total:
-            line = f"{self.label}: {human_bytes(total)} written, {human_bytes(int(rate))}/s; now proving"
+            line = f"{self.label}: {human_bytes(total)} {self.done}, {human_bytes(int(rate))}/s; now proving"
         if self.terminal and (done >= total or now - self.drawn >= REDRAW_SECONDS):
+            import shutil
+
             line = line[: max(1, shutil.get_terminal_size().columns - 1)]  # a folded line could not be wiped
             self.stream.write("\r" + line.ljust(self.width))
             self.width, self.drawn = len(line), now

@@ -6,7 +6,6 @@ import io
 import json
 import os
 import select
-import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 Document = Mapping[str, Any]
-# Piped tables are never folded: one row is one line, whatever the names' lengths.
 UNLIMITED = 1_000_000
 
 
@@ -65,7 +63,12 @@ def emit(document: Document, manner: Manner, view: Callable[[Page, Document, Man
 
 
 def typeset(page: Page, *, styled: bool) -> str:
-    """The page as text, with ANSI styles if `styled`."""
+    """The page as text, with ANSI styles if `styled`; folded to the terminal, where stdout is one."""
+    watched = sys.stdout is not None and sys.stdout.isatty()
+    if not styled and not watched:
+        return _plain(page)  # Rich takes longer to import than most pages to make
+    import shutil
+
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -76,7 +79,7 @@ def typeset(page: Page, *, styled: bool) -> str:
         force_terminal=styled,
         color_system="standard" if styled else None,
         force_jupyter=False,
-        width=shutil.get_terminal_size().columns if sys.stdout is not None and sys.stdout.isatty() else UNLIMITED,
+        width=shutil.get_terminal_size().columns if watched else UNLIMITED,
         legacy_windows=False,
     )
     for kind, content in page.blocks:
@@ -99,6 +102,34 @@ def typeset(page: Page, *, styled: bool) -> str:
             grid.add_row(*(Text(visible(cell)) for cell in row))
         console.print(grid)
     return "".join(f"{line.rstrip()}\n" for line in buffer.getvalue().splitlines())
+
+
+def _plain(page: Page) -> str:
+    """The page for a pipe or a file: columns are aligned, and one row is one line, whatever the names' lengths."""
+    lines: list[str] = []
+    for kind, content in page.blocks:
+        if kind in {"line", "strong"}:
+            lines.append(visible(content))
+            continue
+        headings, rows = content if kind == "table" else (("", ""), content)
+        cells = [[visible(cell) for cell in row] for row in rows]
+        if kind == "table":
+            cells.insert(0, [heading.removeprefix(">") for heading in headings])
+        widths = [max(map(_columns, column)) for column in zip(*cells, strict=True)]
+        for row in cells:
+            spaces = [" " * (width - _columns(cell)) for cell, width in zip(row, widths, strict=True)]
+            pairs = zip(headings, row, spaces, strict=True)
+            lines.append("  ".join(gap + cell if name.startswith(">") else cell + gap for name, cell, gap in pairs))
+    return "".join(f"{line.rstrip()}\n" for line in lines)
+
+
+def _columns(text: str) -> int:
+    """How many columns of a terminal a text takes."""
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len
+
+    return cell_len(text)
 
 
 def _least_width(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> int:

@@ -23,7 +23,7 @@ class Prefix(NamedTuple):
     def means(self, architecture: Architecture, component: Component) -> bool:
         """Whether this prefix can stand for that component."""
         if self.style == "kohya":
-            return self.word in component.short
+            return self.word in component.short or (self.word == TRANSFORMER and component is architecture.denoiser)
         if self.style == "component":
             return self.word == component.name
         if self.style == "comfy":
@@ -36,6 +36,9 @@ class Prefix(NamedTuple):
             return self.word in hcp_words(architecture, component)
         return True
 
+
+TRANSFORMER = "transformer"
+"""OneTrainer's word for whatever removes the noise."""
 
 # style → how its prefix begins; `kohya` takes a short component word, `component` the component's own name.
 _COMFY = ("diffusion_model.", "model.diffusion_model.")

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from loratools.adapters.adapter import Adapter
@@ -17,6 +18,7 @@ from loratools.formats.opening import Opened, Part, Reference, open_reference
 from loratools.formats.parse import Reading, parse
 from loratools.formats.runtimes import loads, runtime_of
 from loratools.operations.producer import base_model, producer, training, trigger_words
+from loratools.tensors.dtypes import nbytes
 
 if TYPE_CHECKING:
     from loratools.bases.identify import Identity
@@ -124,16 +126,20 @@ def _adapter(reading: Reading, values: Health | None, *, modules: bool, runtime:
 
 def _frame(opened: Opened, role: str, form: str | None) -> dict[str, Any]:
     """What every file has, whatever its role."""
-    tensors = [part.source[key] for part in opened.parts for key in part.source]
+    held = (part.source[key] for part in opened.parts for key in part.source)
+    tensors = Counter((item.dtype, item.shape) for item in held)
+    dtypes: Counter[str] = Counter()
+    for (dtype, _), count in tensors.items():
+        dtypes[dtype] += count
     return {
         "schema": SCHEMA,
         "path": opened.name,
         "role": role,
         "format": form,
-        "tensors": len(tensors),
-        "parameters": sum(tensor.numel for tensor in tensors if tensor.shape),
-        "size": sum(tensor.nbytes for tensor in tensors),
-        "dtypes": dict(Counter(tensor.dtype for tensor in tensors)),
+        "tensors": tensors.total(),
+        "parameters": sum(prod(shape) * count for (_, shape), count in tensors.items() if shape),
+        "size": sum(nbytes(dtype, shape) * count for (dtype, shape), count in tensors.items()),
+        "dtypes": dict(dtypes),
     }
 
 

@@ -8,7 +8,6 @@ from loratools.adapters.adapter import Adapter, AdapterSet
 from loratools.adapters.kind import kind_of
 from loratools.architectures.architecture import Architecture
 from loratools.architectures.registry import ARCHITECTURES, architecture
-from loratools.bases.identify import identify
 from loratools.errors import WrongRole
 from loratools.formats.opening import Opened, Reference, open_reference
 from loratools.formats.parse import Reading, parse
@@ -84,6 +83,8 @@ def _wrong_role(opened: Opened) -> WrongRole:
     if opened.layout == "pipeline":
         what = "a pipeline"
     else:
+        from loratools.bases.identify import identify  # what is an adapter needs none of its tables
+
         shapes = {key: part.source[key].shape for part in opened.parts for key in part.source}
         found = identify(shapes)
         what = {"base": "a base model", "vae": "a VAE", "embedding": "an embedding", "controlnet": "a ControlNet"}.get(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
 from typing import Any
 
+from loratools.errors import InternalError
+from loratools.tensors.reread import Background
 from loratools.tensors.source import LocalFile
 
 PROVENANCE_KEY = "loratools.provenance"
@@ -22,9 +23,14 @@ class InputHashes:
 
     def __init__(self, files: Sequence[LocalFile]) -> None:
         self.names = [Path(file.name).name for file in files]
-        self._pool = ThreadPoolExecutor(1) if files else None
         self._closed = Event()
-        self._found: list[Future[str]] = [self._pool.submit(self._sha256, file) for file in files] if self._pool else []
+        self._found: list[str] = []
+        self._thread = Background(lambda: self._found.extend(map(self._sha256, files)), "inputs") if files else None
+
+    @staticmethod
+    def awaited(files: Sequence[LocalFile]) -> list[dict[str, str]]:
+        """Inputs with a place for each hash; nothing is read."""
+        return [{"name": Path(file.name).name, "sha256": PENDING} for file in files]
 
     def pending(self) -> list[dict[str, str]]:
         """The inputs with a place for each hash."""
@@ -32,19 +38,19 @@ class InputHashes:
 
     def inputs(self) -> list[dict[str, str]]:
         """The inputs with their hashes; waits for them."""
-        return [{"name": name, "sha256": found.result()} for name, found in zip(self.names, self._found, strict=True)]
+        if self._thread:
+            self._thread.result()
+        return [{"name": name, "sha256": found} for name, found in zip(self.names, self._found, strict=True)]
 
     def close(self) -> None:
         """Stop computing what nobody will ask for, also in the middle of a file: the process ends no sooner."""
         self._closed.set()
-        if self._pool:
-            self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _sha256(self, file: LocalFile) -> str:
         digest = hashlib.sha256()
         for start in range(0, file.size, _BLOCK):
             if self._closed.is_set():
-                raise CancelledError
+                raise InternalError("a hash was wanted after all", path=file.name)
             digest.update(file.read(start, min(_BLOCK, file.size - start)))
         return digest.hexdigest()
 

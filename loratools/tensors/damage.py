@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from loratools.errors import MalformedFile, UnsafeFile
 
@@ -13,8 +13,7 @@ _PICKLE = "loratools convert --unsafe-pickle reads .pt, .pth, .bin and .ckpt fil
 _AGAIN = "download the file again, and compare its size with the one the site states"
 
 
-@dataclass(frozen=True, slots=True)
-class Lookalike:
+class Lookalike(NamedTuple):
     """One sort of file, told by its first bytes (`lower`: in any case, after white space)."""
 
     start: bytes

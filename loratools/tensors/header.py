@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 from loratools.errors import MalformedFile
 from loratools.tensors.damage import SNIFFED, explain
@@ -26,13 +26,13 @@ KEY_LIMIT = 1024
 DIMENSION_LIMIT = 8
 
 METADATA_KEY = "__metadata__"
-_FIELDS = {"dtype", "shape", "data_offsets"}
+_FIELDS = ("dtype", "shape", "data_offsets")
+_fields = itemgetter(*_FIELDS)
 _WORD = 1 << 64
 _AGAIN = "download the file again, and compare its size with the one the site states"
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One tensor: its dtype, shape and bytes [start, stop) counted from the end of the header."""
 
     dtype: str
@@ -41,8 +41,7 @@ class Entry:
     stop: int
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(NamedTuple):
     """A whole header: tensors in the order of their data, metadata as stored, `length` = 8 + the JSON's bytes.
 
     `warnings` are oddities that harm nobody, such as fields that the format does not know.
@@ -71,7 +70,9 @@ def parse_header(raw: bytes, *, path: object) -> Header:
         raise MalformedFile(f"the header names {len(document)} tensors, more than {TENSOR_LIMIT}", path=path)
     unknown: set[str] = set()
     entries = {key: _entry(key, value, unknown, path) for key, value in document.items()}
-    ordered = dict(sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)))
+    ordered = entries
+    if not _is_gapless(entries):
+        ordered = dict(sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)))
     at = 0
     for key, entry in ordered.items():
         if entry.start != at:
@@ -80,6 +81,16 @@ def parse_header(raw: bytes, *, path: object) -> Header:
         at = entry.stop
     warnings = tuple(f"the header has the unknown field {name!r}" for name in sorted(unknown))
     return Header(ordered, metadata, 8 + len(raw), warnings)
+
+
+def _is_gapless(entries: Mapping[str, Entry]) -> bool:
+    """Whether each begins where the one before it ends, as nearly every file has them."""
+    at = 0
+    for entry in entries.values():
+        if entry.start != at:
+            return False
+        at = entry.stop
+    return True
 
 
 def read_header(source: ByteSource) -> Header:
@@ -143,7 +154,7 @@ def _metadata(value: Any, path: object) -> dict[str, str]:
 def check_key(key: str, *, path: object) -> None:
     """Raises MalformedFile for a tensor key that is empty, too long, reserved, or that some reader would cut short."""
     try:
-        length = len(key.encode("utf-8"))
+        length = len(key) if key.isascii() else len(key.encode("utf-8"))
     except UnicodeEncodeError as error:
         raise MalformedFile("a tensor key is not Unicode text", path=path, key=ascii(key)) from error
     if not 0 < length <= KEY_LIMIT:
@@ -162,9 +173,12 @@ def _entry(key: str, value: Any, unknown: set[str], path: object) -> Entry:
 
     if not isinstance(value, dict):
         raise refuse(f"a JSON {type(value).__name__} where its dtype, shape and data_offsets should be")
-    if value.keys() != _FIELDS:
-        _check_fields(value, unknown, refuse)
-    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    try:
+        dtype, shape, offsets = _fields(value)
+    except KeyError as missing:
+        raise refuse(f"no {missing.args[0]}") from missing
+    if len(value) != len(_FIELDS):
+        unknown.update(_unknown_fields(value, refuse))
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise refuse(f"unknown dtype {dtype!r}")
     if not _are_words(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
@@ -176,14 +190,12 @@ def _entry(key: str, value: Any, unknown: set[str], path: object) -> Entry:
     return Entry(dtype, tuple(shape), start, stop)
 
 
-def _check_fields(value: Mapping[str, Any], unknown: set[str], refuse: Callable[[str], MalformedFile]) -> None:
-    for name in ("dtype", "shape", "data_offsets"):
-        if name not in value:
-            raise refuse(f"no {name}")
-    for name in value.keys() - _FIELDS:
+def _unknown_fields(value: Mapping[str, Any], refuse: Callable[[str], MalformedFile]) -> set[str]:
+    unknown = value.keys() - set(_FIELDS)
+    for name in unknown:
         if isinstance(value[name], dict | list):
             raise refuse(f"the unknown field {name!r} is no plain value")
-        unknown.add(name)
+    return unknown
 
 
 def _are_words(value: Any) -> bool:
@@ -202,11 +214,14 @@ def _bits(dtype: str, shape: Any, refuse: Callable[[str], MalformedFile]) -> int
         raise refuse("its shape is no list of whole numbers")
     if len(shape) > DIMENSION_LIMIT:
         raise refuse(f"{len(shape)} dimensions, more than {DIMENSION_LIMIT}")
-    count = 1
-    for extent in (*shape, DTYPES[dtype].bits):
+    count: int = 1
+    for extent in shape:
         count *= extent
         if count >= _WORD:
             raise refuse(f"shape {shape} overflows")
+    count *= DTYPES[dtype].bits
+    if count >= _WORD:
+        raise refuse(f"shape {shape} overflows")
     return count
 
 

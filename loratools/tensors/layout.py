@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from loratools.errors import InternalError, UsageError
 from loratools.tensors.header import (
@@ -24,8 +24,7 @@ none was wanted); the same keys, and values of the same lengths, must come back.
 _PLACEHOLDER = "0" * 64
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(NamedTuple):
     """What a file will be, to the byte, except for the values of computed tensors; `entries` are in file order."""
 
     tensors: Mapping[str, LazyTensor]

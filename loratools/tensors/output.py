@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -118,7 +117,7 @@ def hub_cache() -> Path:
 
 def temporary_beside(target: Path) -> Path:
     """A new name in the folder of `target`, which tells what it is, whose it is, and that it may be thrown away."""
-    tail = f".{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
+    tail = f".{os.getpid()}-{os.urandom(4).hex()}{TEMPORARY_SUFFIX}"
     stem = os.fsencode(target.name)[: _NAME_LIMIT - len(tail) - 1]
     return target.with_name("." + stem.decode("utf-8", "ignore") + tail)
 

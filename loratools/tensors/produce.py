@@ -6,8 +6,8 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from loratools.errors import InternalError
 from loratools.tensors.header import read_header
@@ -21,8 +21,7 @@ Progress = Callable[[int, int], None]
 """Told the bytes written so far and the bytes in all."""
 
 
-@dataclass(frozen=True, slots=True)
-class Written:
+class Written(NamedTuple):
     """A finished file: its size in bytes, and the SHA-256 of what follows its header (of all, for a plain file), or
     None where none was wanted.
     """

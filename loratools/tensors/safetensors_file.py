@@ -20,6 +20,7 @@ class SafetensorsFile:
         self.source = source
         self.header: Header = read_header(source)
         self.files: tuple[LocalFile, ...] = (source,) if isinstance(source, LocalFile) else ()
+        self._made: dict[str, LazyTensor] = {}
 
     @classmethod
     def from_bytes(cls, data: bytes, *, name: str = "<memory>") -> Self:
@@ -46,10 +47,12 @@ class SafetensorsFile:
         return tuple(self.header.tensors)
 
     def __getitem__(self, key: str) -> LazyTensor:
-        entry = self.header.tensors[key]
-        length = entry.stop - entry.start
-        place = (Bytes(self.source, self.header.length + entry.start, length),) if length else ()
-        return LazyTensor(entry.dtype, entry.shape, place)
+        made = self._made.get(key)
+        if made is None:
+            dtype, shape, start, stop = self.header.tensors[key]
+            place = (Bytes(self.source, self.header.length + start, stop - start),) if stop > start else ()
+            made = self._made[key] = LazyTensor(dtype, shape, place)
+        return made
 
     def __len__(self) -> int:
         return len(self.header.tensors)

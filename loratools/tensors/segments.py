@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 from loratools.errors import InternalError, MalformedFile
 
@@ -55,8 +55,7 @@ class MemoryBytes:
         """Memory has no descriptor."""
 
 
-@dataclass(frozen=True, slots=True)
-class Bytes:
+class Bytes(NamedTuple):
     """A run of bytes of one source."""
 
     source: ByteSource
@@ -73,8 +72,7 @@ class Bytes:
             yield self.source.read(self.offset + start, min(CHUNK, self.length - start))
 
 
-@dataclass(frozen=True, slots=True)
-class Zeros:
+class Zeros(NamedTuple):
     """A run of zero bytes, which lies nowhere."""
 
     length: int
@@ -89,8 +87,7 @@ class Zeros:
             yield bytes(min(CHUNK, self.length - start))
 
 
-@dataclass(frozen=True, slots=True)
-class Columns:
+class Columns(NamedTuple):
     """Every row of `inner` cut to the bytes [start, stop) and set between `left` and `right` zero bytes."""
 
     inner: tuple[Segment, ...]
@@ -109,9 +106,8 @@ class Columns:
         """Whole rows are cut lazily; anything else goes through the bytes."""
         width = self.left + self.stop - self.start + self.right
         if start % width == 0 and stop % width == 0:
-            return replace(
-                self, inner=segments_between(self.inner, start // width * self.row, stop // width * self.row)
-            )
+            inner = segments_between(self.inner, start // width * self.row, stop // width * self.row)
+            return self._replace(inner=inner)
         return Computed(stop - start, lambda: b"".join(self.chunks())[start:stop])
 
     def chunks(self) -> Iterator[bytes]:

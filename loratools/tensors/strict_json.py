@@ -14,6 +14,10 @@ MAXIMUM_VALUES = 4_000_000
 
 _LARGE = 1 << 20
 _STRING = re.compile(rb'"[^"]*"')
+_NO_DIGIT_BUT_ZERO = bytes.maketrans(b"123456789", b"000000000")
+_NEGATIVE_ZERO = re.compile(rb"-0(?<![^\s\[:,]-0)(?![0-9.eE])")
+_LONG = b"0" * 40
+_LONG_INTEGER = re.compile(_LONG + rb"(?<![^\s\[:,-]0{40})")  # a hash in a text is none
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -30,8 +34,25 @@ def strict_json(raw: bytes, *, path: object, what: str) -> Any:
     except UnicodeDecodeError as error:
         raise MalformedFile(f"{what} is not UTF-8 text (byte {error.start})", path=path) from error
 
+    try:
+        value = _decoder(raw, path, what).decode(text)
+    except RecursionError as error:
+        raise MalformedFile(f"{what} is nested too deep", path=path) from error
+    except ValueError as error:
+        raise MalformedFile(f"{what} is not JSON: {error}", path=path) from error
+    if "\\u" in text and _has_surrogate(value):
+        raise MalformedFile(f"{what} holds half of a surrogate pair", path=path)
+    return value
+
+
+def _decoder(raw: bytes, path: object, what: str) -> json.JSONDecoder:
+    """A decoder that refuses what strict_json refuses, as it meets it."""
+
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        return _without_duplicates(items, path, what)
+        found = dict(items)
+        if len(found) != len(items):
+            raise _duplicate(items, path, what)
+        return found
 
     def constant(word: str) -> NoReturn:
         raise MalformedFile(f"{what} holds {word}, which is not JSON", path=path)
@@ -47,34 +68,31 @@ def strict_json(raw: bytes, *, path: object, what: str) -> Any:
             raise MalformedFile(f"{what} holds the number {digits[:40]}, which no double can hold", path=path)
         return number
 
-    try:
-        value = json.loads(
-            text, object_pairs_hook=pairs, parse_constant=constant, parse_int=integer, parse_float=fraction
-        )
-    except RecursionError as error:
-        raise MalformedFile(f"{what} is nested too deep", path=path) from error
-    except ValueError as error:
-        raise MalformedFile(f"{what} is not JSON: {error}", path=path) from error
-    if "\\u" in text and _has_surrogate(value):
-        raise MalformedFile(f"{what} holds half of a surrogate pair", path=path)
-    return value
+    return json.JSONDecoder(
+        object_pairs_hook=pairs,
+        parse_constant=constant,
+        parse_int=integer if _may_hold_odd_integers(raw) else None,
+        parse_float=fraction,
+    )
 
 
-def _without_duplicates(items: list[tuple[str, Any]], path: object, what: str) -> dict[str, Any]:
-    found = dict(items)
-    if len(found) == len(items):
-        return found
-    seen: set[str] = set()
-    for name, _ in items:
-        if name in seen:
-            raise MalformedFile(
-                f"{what} has the key {name!r} twice",
-                path=path,
-                key=name,
-                hint="readers disagree on which one counts, so neither is taken; write the file anew",
-            )
-        seen.add(name)
-    return found
+def _may_hold_odd_integers(raw: bytes) -> bool:
+    """Whether integers must be looked at one by one: a long one, or a negative zero, may stand somewhere."""
+    if _NEGATIVE_ZERO.search(raw) is not None:
+        return True
+    zeros = raw.translate(_NO_DIGIT_BUT_ZERO)
+    return _LONG in zeros and _LONG_INTEGER.search(zeros) is not None
+
+
+def _duplicate(items: list[tuple[str, Any]], path: object, what: str) -> MalformedFile:
+    first = {name: at for at, (name, _) in reversed([*enumerate(items)])}
+    name = next(name for at, (name, _) in enumerate(items) if first[name] != at)
+    return MalformedFile(
+        f"{what} has the key {name!r} twice",
+        path=path,
+        key=name,
+        hint="readers disagree on which one counts, so neither is taken; write the file anew",
+    )
 
 
 def _check_number_of_values(raw: bytes, path: object, what: str) -> None:

@@ -29,7 +29,7 @@ def test_a_resized_delta_is_the_truncated_svd_of_the_dense_one(rows, columns, ra
     ours = delta_of(found.adapter, dtype="float64")
     assert norm(ours - best) <= 1e-9 * norm(delta)
     assert found.error == pytest.approx(norm(delta - ours) / norm(delta), rel=1e-3, abs=1e-12)
-    assert found.exact == (kept == rank)
+    assert found.exact == (wanted >= rank)
     if not found.exact:
         up, down = (found.adapter.factors[role].load() for role in ("up", "down"))
         assert torch.allclose(up.norm(dim=0), down.norm(dim=1), rtol=1e-9)
@@ -51,8 +51,11 @@ def test_a_core_and_a_kernel_keep_their_shapes():
     for wanted, exact in ((2, False), (3, True)):
         found = resize(tucker, rank=wanted)
         assert found.exact == exact
-        assert found.adapter.factors["down"].shape == (wanted, 6, 3, 3)
-        assert found.adapter.factors["up"].shape == (12, wanted, 1, 1)
+        if exact:
+            assert found.adapter is tucker
+        else:
+            assert found.adapter.factors["down"].shape == (wanted, 6, 3, 3)
+            assert found.adapter.factors["up"].shape == (12, wanted, 1, 1)
         difference = norm(delta_of(found.adapter, dtype="float64") - delta_of(tucker, dtype="float64"))
         assert difference / norm(delta_of(tucker, dtype="float64")) == pytest.approx(found.error, abs=1e-12)
 
@@ -87,5 +90,42 @@ def test_what_is_no_pair_is_refused():
     for wish in ({}, {"rank": 1, "error": 0.1}, {"energy": 0}, {"rank": 0}):
         with pytest.raises(UsageError):
             resize(item, **wish)
-    with pytest.raises(NotRepresentable, match="only low-rank"):
-        resize(adapter("q", made("loha"), "loha"), rank=1)
+    for kind in ("full", "ia3", "glora", "oft"):
+        with pytest.raises(NotRepresentable, match="few columns") as caught:
+            resize(adapter("q", made(kind), kind), rank=1)
+        assert "--to-kind lora" in caught.value.hint
+
+
+KINDS = [("loha", ""), ("loha", "conv"), ("loha", "tucker"), ("lokr", ""), ("lokr", "both")]
+
+
+@pytest.mark.parametrize(("kind", "form"), KINDS)
+def test_other_kinds_are_cut_to_the_nearest_lora(kind, form):
+    item = adapter("q", {r: t.double() for r, t in made(kind, form=form).items()}, kind, alpha=3)
+    delta = delta_of(item, dtype="float64").flatten(1)
+    singular = torch.linalg.svdvals(delta)
+    found = resize(item, rank=1)
+    assert found.adapter.kind == "lora"
+    assert found.error == pytest.approx(norm(singular[1:]) / norm(singular), rel=1e-9)
+    ours = delta_of(found.adapter, dtype="float64").flatten(1)
+    assert norm(ours - delta) == pytest.approx(norm(singular[1:]), rel=1e-9)
+
+
+def test_a_lora_that_would_be_larger_than_what_it_replaces_is_not_made():
+    loha = adapter("q", made("loha", rows=40, columns=30, rank=4), "loha", alpha=2)
+    assert resize(loha, energy=0.9999).adapter is loha
+    assert resize(loha, energy=0.5).adapter.kind == "lora"
+    assert resize(loha, rank=9).adapter.kind == "lora"
+    assert resize(loha, rank=16).adapter is loha
+
+
+@given(st.integers(2, 30), st.integers(2, 30), st.integers(1, 8), st.integers(0, 8), st.integers(0, 99))
+@settings(max_examples=80, deadline=None)
+def test_dead_columns_cost_nothing(rows, columns, rank, dead, seed):
+    drawn = {"down": values(seed, rank + dead, columns), "up": values(seed + 1, rows, rank + dead)}
+    drawn["up"][:, rank:] = 0
+    item = adapter("q", {role: tensor.double() for role, tensor in drawn.items()}, alpha=4)
+    found = resize(item, error=0)
+    assert found.rank <= min(rank, rows, columns)
+    assert found.error == 0
+    assert norm(delta_of(found.adapter, dtype="float64") - dense(item)) <= 1e-7 * norm(dense(item))
