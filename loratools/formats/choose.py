@@ -169,19 +169,24 @@ def _require_best(
     """Raise ArchitectureMismatch where another architecture has more of the names, or all of the sizes."""
     if not asked.missed and not size.misfits:
         return
+    better: list[tuple[int, Candidate]] = []
     for other in by_names(stems, fewer=_allowed(stems)):
-        more, theirs = len(other.places) > len(asked.places), by_shapes(other, weights)
-        fewer = _at_odds(other, theirs) < _at_odds(asked, size)
-        same = other.architecture is asked.architecture
-        if not same and (fewer or (len(other.places) == len(asked.places) and not theirs.misfits)):
-            stray = (asked.missed or size.misfits)[0][1]
-            what = f"{len(asked.missed)} of {len(stems)} layers are not in it" if more else "its sizes are others"
-            raise ArchitectureMismatch(
-                f"the file is for {other.architecture.id}, not {asked.architecture.id}: {what}",
-                path=path,
-                key=stray,
-                hint="leave --arch out: it is for files that do not tell",
-            )
+        theirs = by_shapes(other, weights)
+        odds = _at_odds(other, theirs)
+        same_names = len(other.places) == len(asked.places) and not theirs.misfits
+        if other.architecture is not asked.architecture and (odds < _at_odds(asked, size) or same_names):
+            better.append((odds, other))
+    if not better:
+        return
+    _, best = min(better, key=lambda item: item[0])
+    more = len(best.places) > len(asked.places)
+    raise ArchitectureMismatch(
+        f"the file is for {best.architecture.id}, not {asked.architecture.id}: "
+        + (f"{len(asked.missed)} of {len(stems)} layers are not in it" if more else "its sizes are others"),
+        path=path,
+        key=(asked.missed or size.misfits)[0][1],
+        hint="leave --arch out: it is for files that do not tell",
+    )
 
 
 def _ids(found: Sequence[Candidate]) -> list[str]:
