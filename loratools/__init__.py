@@ -1,4 +1,4 @@
-"""loratools inspects, converts and compares LoRA weights, and proves what it did.
+"""loratools inspects, converts, merges, extracts and compares LoRA weights, and proves what it did.
 
 The verbs are imported on first use, so that `import loratools` costs next to nothing.
 """

@@ -21,8 +21,8 @@ from loratools.cli.text import human_bytes, visible
 def command(manner: Manner, *, keep: Path | None, seed: int) -> None:
     """The whole story on files made on the spot.
 
-    Offline and without any download: a tiny pipeline and an adapter for it are made, inspected, converted and compared,
-    and every claim is checked.
+    Offline and without any download: a tiny pipeline and an adapter for it are made, inspected, converted, merged,
+    extracted, resized and combined, and every claim is measured.
     """
     from loratools.operations.demo import demo
 
@@ -57,6 +57,22 @@ def view(page: Page, document: Document, manner: Manner) -> None:
     page.line(
         "there and back: " + ("every tensor is the same, byte for byte" if document["identical_bytes"] else "CHANGED")
     )
+    page.line("")
+    page.table(
+        ("verb", "made", ">size", "claim", ">measured", ">limit"),
+        [
+            (
+                row["verb"],
+                row["file"],
+                human_bytes(row["size"]),
+                row["claim"],
+                f"{row['error']:.2g}",
+                f"{row['limit']:.0e}" + ("" if row["holds"] else " BROKEN"),
+            )
+            for row in document["chapters"]
+        ],
+    )
+    page.line("")
     if document["folder"]:
         page.line(f"the files are in {document['folder']}")
     page.line("passed" if document["passed"] else "FAILED", strong=True)

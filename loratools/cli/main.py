@@ -121,7 +121,7 @@ def _print_version(context: click.Context, _parameter: click.Parameter, value: b
 @manners
 @click.pass_context
 def cli(context: click.Context, /, *, as_json: bool, **_manners: bool) -> None:
-    """Inspect, convert and compare LoRA weights, and prove what was done."""
+    """Inspect, convert, merge, extract, resize, combine and compare LoRA weights, and prove what was done."""
     if context.invoked_subcommand is None:
         if as_json:
             raise UsageError("no command was given", hint="see loratools --help")

@@ -214,7 +214,7 @@ def test_the_demo_says_its_own_words_alone(run):
     done = run("demo")
     assert done.returncode == 0, done.stderr
     for line in done.stderr.splitlines():
-        assert line.startswith(("making", "converting")), line
+        assert line.startswith(("making", "converting", "merging", "extracting", "resizing", "combining")), line
 
 
 def test_the_demo_keeps_to_a_folder_of_its_own(run, tmp_path):
