@@ -90,8 +90,8 @@ def _sync_data(descriptor: int) -> None:
 
 
 def _stream(descriptor: int, layout: Layout, rereading: Rereading, progress: Progress | None) -> None:
-    def report(stop: int, checksum: int | None) -> None:
-        rereading.reached(stop, checksum)
+    def report(stop: int, data: bytes | None) -> None:
+        rereading.reached(stop, data)
         if progress is not None:
             progress(stop, layout.size)
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from queue import SimpleQueue
 
 from loratools.errors import InternalError, ResourceError
 from loratools.tensors.segments import CHUNK
+
+MOST_KEPT = 32 << 20
+"""How many bytes the writer may have handed over that were not read again yet."""
 
 
 class Background(threading.Thread):
@@ -41,20 +43,28 @@ class Rereading:
     """Reads the file at `path` through a descriptor of its own, from `start` to where the writer says it has come.
 
     It follows behind the writer on a thread of its own (hashing leaves the interpreter free), so that most of its time
-    costs nothing. Parts that passed through the writer's hands are compared by CRC-32 with what was handed over.
+    costs nothing. Parts that passed through the writer's hands are compared with what was handed over, which is kept
+    until then; a writer that is too far ahead waits.
     """
 
     def __init__(self, path: Path, start: int, *, digest: bool = True) -> None:
-        """Without `digest` only parts that have a checksum are read; the others are for somebody else to compare."""
+        """Without `digest` only parts that were handed over are read; the others are for somebody else to compare."""
         self._path, self._start = path, start
-        self._parts: SimpleQueue[tuple[int, int | None] | None] = SimpleQueue()
+        self._parts: SimpleQueue[tuple[int, bytes | None] | None] = SimpleQueue()
+        self._room = threading.Condition()
+        self._kept = 0
+        self._ended = False
         self._cancelled = False
         self._hash = hashlib.sha256() if digest else None
         self._thread = Background(self._follow, "reread")
 
-    def reached(self, stop: int, checksum: int | None) -> None:
-        """The writer has written up to `stop`, and the last part has this CRC-32 (None: not known)."""
-        self._parts.put((stop, checksum))
+    def reached(self, stop: int, data: bytes | None) -> None:
+        """The writer has written up to `stop`, and the last part is `data` (None: copied by the kernel)."""
+        if data is not None:
+            with self._room:
+                self._room.wait_for(lambda: self._kept < MOST_KEPT or self._ended)
+                self._kept += len(data)
+        self._parts.put((stop, data))
 
     def cancel(self) -> None:
         """Stops at the next piece, without a result."""
@@ -73,23 +83,39 @@ class Rereading:
     def _follow(self) -> None:
         descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            buffer = memoryview(bytearray(CHUNK))
+            buffer = bytearray(CHUNK)
             at = self._start
             while (part := self._parts.get()) is not None:
-                stop, expected = part
-                found = 0
-                if expected is None and self._hash is None:
+                stop, data = part
+                if data is None and self._hash is None:
                     at = stop
+                begin = at
                 while at < stop and not self._cancelled:
-                    count = os.preadv(descriptor, [buffer[: min(CHUNK, stop - at)]], at)
+                    count = os.preadv(descriptor, [memoryview(buffer)[: stop - at]], at)
                     if not count:
                         raise ResourceError("the output became shorter while it was written", path=self._path)
-                    if self._hash is not None:
-                        self._hash.update(buffer[:count])
-                    if expected is not None:
-                        found = zlib.crc32(buffer[:count], found)
+                    self._look(buffer, count, data, at - begin)
                     at += count
-                if expected is not None and found != expected and not self._cancelled:
-                    raise InternalError(f"bytes before {stop} of the output are not those written", path=self._path)
+                if data is not None:
+                    self._let_go(len(data))
+        except OSError as error:
+            raise ResourceError(f"reading again failed: {error.strerror}", path=self._path) from error
         finally:
             os.close(descriptor)
+            with self._room:
+                self._ended = True
+                self._room.notify_all()
+
+    def _look(self, buffer: bytearray, count: int, data: bytes | None, at: int) -> None:
+        """Hash and compare the first `count` bytes of the buffer, which are those of `data` from `at` on."""
+        found = buffer if count == len(buffer) else buffer[:count]
+        if self._hash is not None:
+            self._hash.update(found)
+        # A bytearray compares with another buffer by memcmp; two views would go element by element.
+        if data is not None and found != memoryview(data)[at : at + count]:
+            raise InternalError("the bytes of the output are not those written", path=self._path)
+
+    def _let_go(self, count: int) -> None:
+        with self._room:
+            self._kept -= count
+            self._room.notify_all()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import zlib
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -19,9 +18,9 @@ _STRETCH = 16 << 20  # what has been written since is sent on to the disk at onc
 
 _NOT_HERE = (errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM, errno.EBADF, errno.ENOTSOCK)
 
-Report = Callable[[int, int | None], None]
-"""Told after every write: where the written part of the file ends now, and the CRC-32 of that last part if it passed
-through our hands (None where the kernel copied it)."""
+Report = Callable[[int, bytes | None], None]
+"""Told after every write: where the written part of the file ends now, and the bytes of that last part if they passed
+through our hands (None where the kernel copied them)."""
 
 
 class Transfer:
@@ -102,9 +101,9 @@ class Transfer:
         data = self._gathered[0] if len(self._gathered) == 1 else b"".join(self._gathered)
         self._gathered, self._gathered_size = [], 0
         write_at(self._descriptor, data, self.at)
-        self._written(len(data), zlib.crc32(data))
+        self._written(len(data), data)
 
-    def _written(self, count: int, checksum: int | None) -> None:
+    def _written(self, count: int, data: bytes | None) -> None:
         self.at += count
         if self.at - self._sent >= _STRETCH and hasattr(os, "posix_fadvise"):
             # It starts on its way to the disk, so that the sync at the end finds little left to do; what is on its way
@@ -112,7 +111,7 @@ class Transfer:
             with suppress(OSError):
                 os.posix_fadvise(self._descriptor, self._sent, self.at - self._sent, os.POSIX_FADV_DONTNEED)
             self._sent = self.at
-        self._report(self.at, checksum)
+        self._report(self.at, data)
 
 
 def write_at(descriptor: int, data: bytes, offset: int) -> None:
