@@ -1,8 +1,8 @@
 """merge at real size against its limit and its peers, side by side: `python benchmarks/merge.py WORK sd1|sdxl [RUNS]`.
 
 The limit ("floor") is a copy inside the kernel of the base's bytes, an fsync, and one SHA-256 of the copy. Peers:
-diffusers' load + fuse + save (SD1.5 only: SDXL's needs more memory than most machines have), and lycoris-lora's own
-merge where it is asked for. Every run is a process of its own; wall and CPU seconds and the largest resident set are
+diffusers' load + fuse + save and lycoris-lora's merge + diffusers' save (SD1.5 only: for SDXL they need more memory
+than most machines have). Every run is a process of its own; wall and CPU seconds and the largest resident set are
 medians over runs taken in turn (A B A B …). WORK is made by benchmarks/bases.py where it is empty.
 """
 
@@ -44,6 +44,32 @@ pipeline.load_lora_weights(lora)
 names = [name for name in ("unet", "text_encoder", "text_encoder_2") if hasattr(pipeline, name)]
 pipeline.fuse_lora(components=names, lora_scale=0.8)
 pipeline.unload_lora_weights()
+pipeline.save_pretrained(out)
+"""
+
+LYCORIS = """
+import os, sys
+os.environ["HF_HUB_OFFLINE"] = "1"
+import torch, diffusers
+from lycoris.kohya import LycorisNetworkKohya, create_network_from_weights
+from torch import nn
+
+class Nested(nn.Module):  # transformers 5 has no text_model level, files have it
+    def __init__(self, text_model):
+        super().__init__()
+        self.text_model = text_model
+
+pipe, lora, out = sys.argv[1:]
+pipeline = diffusers.DiffusionPipeline.from_pretrained(pipe, torch_dtype=torch.float16)
+text = Nested(pipeline.text_encoder)
+LycorisNetworkKohya.apply_preset({
+    "unet_target_module": ["Transformer2DModel"], "unet_target_name": [],
+    "text_encoder_target_module": ["CLIPAttention", "CLIPMLP"], "text_encoder_target_name": [],
+})
+network, weights = create_network_from_weights(0.8, lora, None, text, pipeline.unet, for_inference=True)
+if len(network.loras) < 264:
+    raise SystemExit(f"only {len(network.loras)} layers were found")
+network.merge_to(text, pipeline.unet, weights, torch.float16, "cpu")
 pipeline.save_pretrained(out)
 """
 
@@ -110,14 +136,11 @@ def main() -> None:
         "merge (folder)": folder,
     }
     if name == "sd1":
-        commands["diffusers fuse + save (folder)"] = [
-            sys.executable,
-            "-c",
-            DIFFUSERS,
-            str(pipe),
-            str(lora),
-            str(work / "fused"),
-        ]
+        peers = {"diffusers fuse + save (folder)": DIFFUSERS, "lycoris merge + save (folder)": LYCORIS}
+        commands |= {
+            label: [sys.executable, "-c", code, str(pipe), str(lora), str(work / "fused")]
+            for label, code in peers.items()
+        }
     found: dict[str, list[dict[str, float]]] = {label: [] for label in commands}
     for turn in range(rounds + 1):
         for label, command in commands.items():
@@ -138,11 +161,11 @@ def main() -> None:
             "merge (single file)": table["merge (single file)"]["wall"],
         },
     }
-    if "diffusers fuse + save (folder)" in table:
-        theirs = table["diffusers fuse + save (folder)"]
-        result["diffusers / merge (folder)"] = {
-            key: round(theirs[key] / table["merge (folder)"][key], 2) for key in theirs
-        }
+    for label, theirs in table.items():
+        if "save (folder)" in label:
+            result[f"{label} / merge (folder)"] = {
+                key: round(value / table["merge (folder)"][key], 2) for key, value in theirs.items()
+            }
     text = json.dumps(result, indent=2)
     print(text)
     out = ROOT / "benchmarks/results" / f"merge-{name}-r{rank}.json"
