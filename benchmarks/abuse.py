@@ -2,6 +2,7 @@
 
     python -m benchmarks.abuse fuzz --cases 10000 --seed 1     damaged files through the parsers
     python -m benchmarks.abuse kill --cases 500 --seed 1       conversions killed (SIGKILL) at random moments
+    python -m benchmarks.abuse kill --verb merge --cases 500   the same of another verb (merge, extract)
     python -m benchmarks.abuse disk --place SMALL --cases 50   conversions while the disk fills up and is cleared again
 
 SMALL is an empty folder on a disk of its own, which holds one output but not two of them:
@@ -29,8 +30,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from tests.reliability.jobs import adapter, jobs
 from tests.reliability.mutations import judge, mutate
-from tests.reliability.victims import Stage, converting, source
+from tests.reliability.victims import Stage, started
 
 RESULTS = Path(__file__).resolve().parent / "results" / "abuse.json"
 SLOWEST = 2.0
@@ -53,29 +55,31 @@ def fuzz(cases: int, first: int) -> dict[str, Any]:
     return {"outcomes": dict(found), "slowest_s": round(slowest, 3), "peak_kb": peak, "broken": broken | slow}
 
 
-def kill(cases: int, first: int) -> dict[str, Any]:
-    """Conversions to a file and to a folder, in turn, killed at a random moment of their work."""
+def kill(cases: int, first: int, verb: str) -> dict[str, Any]:
+    """Commands of one verb, to each of its sorts of output in turn, killed at a random moment of their work."""
     states: Counter[str] = Counter()
     broken: dict[str, str] = {}
     leftovers = killed = 0
     with tempfile.TemporaryDirectory() as place:
         stages = []
-        for to in ("diffusers", "peft"):
-            folder = Path(place) / to
+        for at, job in enumerate(jobs(verb)):
+            folder = Path(place) / str(at)
             folder.mkdir()
-            stages.append(Stage(folder, to))
+            stages.append(Stage(folder, job))
         for seed in range(first, first + cases):
             try:
-                code, state, left, _, _ = stages[seed % 2].stop(signal.SIGKILL, seed)
+                done, state, left, _ = stages[seed % len(stages)].stop(signal.SIGKILL, seed)
             except AssertionError as error:
                 broken[str(seed)] = str(error)[:200]
                 continue
             states[state] += 1
-            killed += code == -signal.SIGKILL
+            killed += done.code == -signal.SIGKILL
             tops = {name for name in left if name.startswith(".out") and "/" not in name}
             leftovers += bool(tops)
             if len(tops) > 1:
                 broken[str(seed)] = f"{len(tops)} temporaries"
+            elif done.code not in (0, -signal.SIGKILL):
+                broken[str(seed)] = f"exit {done.code}: {done.err[:160]}"
     return {"killed": killed, "outputs": dict(states), "recognised_temporaries": leftovers, "broken": broken}
 
 
@@ -85,24 +89,24 @@ def disk(cases: int, first: int, place: Path) -> dict[str, Any]:
     states, broken, stopped = Counter[str](), dict[str, str](), threading.Event()
     filling = threading.Thread(target=_fill, args=(place / "fill", other, stopped))
     with tempfile.TemporaryDirectory() as elsewhere:
-        inside = source(Path(elsewhere) / "in.safetensors")
+        inside = adapter(Path(elsewhere) / "in.safetensors")
         filling.start()
         try:
             for case in range(cases):
-                out = place / ("out.safetensors", "out")[case % 2]
+                job = jobs("convert")[case % 2]
+                out = job.out(place)
                 old = _old(out)
                 time.sleep(rng.uniform(0, 0.1))
-                process = converting(inside, out, ("diffusers", "peft")[case % 2])
-                process.communicate(timeout=120)
+                done = started(job.arguments((inside,), out)).ended()
                 found = [path for path in (out, *out.rglob("*")) if path.is_file()]
                 size = sum(path.stat().st_size for path in found)
                 state = "new" if size > 0.9 * inside.stat().st_size else "neither"
                 if size == len(old) and b"".join(path.read_bytes() for path in found) == old:
                     state = "old"
-                states[f"exit {process.returncode}, {state}"] += 1
+                states[f"exit {done.code}, {state}"] += 1
                 names = {path.name for path in place.iterdir()} - {"fill", "out", "out.safetensors"}
-                if names or state == "neither" or (process.returncode == 0) != (state == "new"):
-                    broken[str(case)] = f"exit {process.returncode}, {state}, left {sorted(names)}"
+                if names or state == "neither" or (done.code == 0) != (state == "new"):
+                    broken[str(case)] = f"exit {done.code}, {state}, left {sorted(names)}"
                 shutil.rmtree(out, ignore_errors=True)
                 out.unlink(missing_ok=True)
         finally:
@@ -146,6 +150,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["fuzz", "kill", "disk"])
     parser.add_argument("--place", type=Path, help="for disk: an empty folder on a small disk of its own")
+    parser.add_argument("--verb", choices=["convert", "merge", "extract"], default="convert", help="for kill")
     parser.add_argument("--cases", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
@@ -154,8 +159,10 @@ def main() -> None:
         if given.place is None or not given.place.is_mount() or any(given.place.iterdir()):
             parser.error("--place must be an empty mounted disk")
         found = disk(given.cases, given.seed, given.place)
+    elif given.what == "kill":
+        found = kill(given.cases, given.seed, given.verb)
     else:
-        found = {"fuzz": fuzz, "kill": kill}[given.what](given.cases, given.seed)
+        found = fuzz(given.cases, given.seed)
     figures = {
         "cases": given.cases,
         "seed": given.seed,
@@ -167,7 +174,8 @@ def main() -> None:
     }
     print(json.dumps(figures, indent=2))
     kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    RESULTS.write_text(json.dumps({**kept, given.what: figures}, indent=2, sort_keys=True) + "\n")
+    name = f"kill {given.verb}" if given.what == "kill" and given.verb != "convert" else given.what
+    RESULTS.write_text(json.dumps({**kept, name: figures}, indent=2, sort_keys=True) + "\n")
     sys.exit(1 if found["broken"] else 0)
 
 

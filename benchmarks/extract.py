@@ -160,17 +160,16 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=HERE / "results")
     options = parser.parse_args()
     folder = options.work or Path(tempfile.mkdtemp(prefix="loratools-extract-"))
-    document: dict[str, object] = {"machine": machine()}
     kept = options.results / f"{datetime.now(UTC):%Y-%m-%d}-extract.json"
-    if kept.exists():
-        document = json.loads(kept.read_text(encoding="utf-8")) | document
+    ran: dict[str, object] = {"machine": machine()}
     if "end-to-end" in options.what:
-        runs = {spectrum: end_to_end(folder, spectrum) for spectrum in options.spectrum or SPECTRA}
-        document["end_to_end"] = {**(document.get("end_to_end") or {}), **runs}  # type: ignore[dict-item]
+        ran["end_to_end"] = {spectrum: end_to_end(folder, spectrum) for spectrum in options.spectrum or SPECTRA}
     if "shapes" in options.what:
-        document["shapes"] = by_shape()
+        ran["shapes"] = by_shape()
+    document = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+    document |= ran | {"end_to_end": document.get("end_to_end", {}) | ran.get("end_to_end", {})}  # type: ignore[operator]
     document["bars"] = bars(document)
-    for row in document["bars"]:  # type: ignore[attr-defined]
+    for row in document["bars"]:
         print(
             f"{'reached ' if row['reached'] else 'MISSED  '} {row['bar']}: {row['value']} {row['sign']} {row['limit']}"
         )

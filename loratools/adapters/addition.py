@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from loratools.adapters.casting import Dice, cast, largest
 from loratools.adapters.change import Change, Frame, Pair, Prepared, is_low_rank, prepare
 from loratools.adapters.factors import torch_dtype
+from loratools.adapters.faults import Faults
 from loratools.errors import NonFinite
 from loratools.tensors.dtypes import DTYPES
 from loratools.tensors.lazy import LazyTensor, tensor_bytes
@@ -29,16 +30,20 @@ BLOCK = 1 << 18
 BLOCK_ON_DEVICE = 1 << 25
 CANCELLED = 2.0**-9
 """A sum smaller than this share of the weight has lost more digits than float32 has beyond those of a 16-bit float."""
-_ALLOW = "--allow-nonfinite goes on with them"
 
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """Squared norms over all elements: of the weight, of the change, and of what rounding took of it."""
+    """Squared norms over all elements: of the weight, of the change, and of what rounding took of it.
+
+    `wild` elements of the result are NaN or infinite, as the inputs were; `cut` ones lay beyond an 8-bit range.
+    """
 
     weight: float
     change: float
     lost: float
+    wild: int = 0
+    cut: int = 0
 
     @property
     def ratio(self) -> float:
@@ -91,6 +96,7 @@ class Addition:
         self._prepared: Prepared | None = None
         self._left = 0
         self._found: dict[int, Measure] = {}
+        self._faults = Faults(name, self.dtype, self.changes, allowed=how.allow_nonfinite)
 
     def result(self) -> LazyTensor:
         """The sum, in the tensor's shape, as a lazy tensor of one computed segment for each block."""
@@ -121,6 +127,8 @@ class Addition:
             math.fsum(item.weight for item in found),
             math.fsum(item.change for item in found),
             math.fsum(item.lost for item in found),
+            sum(item.wild for item in found),
+            sum(item.cut for item in found),
         )
 
     def _spans(self) -> list[tuple[int, int]]:
@@ -136,14 +144,16 @@ class Addition:
         weight, total, change = self._sum(start, stop)
         scale = _rows(self._scale(), start, stop).to(total) if self.requantised else None
         made = cast(total if scale is None else total / scale, self.dtype, self.how.dice, self.name, start)
-        lost = 0.0
+        lost, wild, cut = 0.0, 0, 0
         if made.dtype != total.dtype:
             back = _scratch(2, total).copy_(made)
             lost = _square((back if scale is None else back.mul_(scale)).sub_(total))
-        found = Measure(_square(weight), change, lost)
-        if not math.isfinite(found.weight + found.change + found.lost) and not self.how.allow_nonfinite:
-            self._refuse(weight, made)
-        self._found[start] = found
+            if made.element_size() == 1 and scale is None:
+                cut = int((total.abs() > largest(self.dtype)).sum())
+        norm = _square(weight)
+        if not math.isfinite(norm + change + lost):
+            wild = self._faults.judge(weight, total, made)
+        self._found[start] = Measure(norm, change, lost, wild, cut)
         with self._lock:
             self._left -= 1
             if self._left <= 0:
@@ -171,7 +181,7 @@ class Addition:
         """Rows of the base as [rows, columns], in float32; in float64 where they are stored so, or `wide` is asked."""
         import torch
 
-        rows = self.tensor.reshape(self.frame.rows, self.frame.columns).rows(start, stop).load()
+        rows = self.tensor.reshape(self.frame.rows, self.frame.columns).rows(start, stop).load(_room())
         working = torch.float64 if wide or rows.dtype == torch.float64 else torch.float32
         weight = _scratch(0, rows.to(self.how.device), working).copy_(rows)
         return weight if self._unit is None else weight * _rows(self._old_unit(), start, stop).to(weight)
@@ -199,26 +209,6 @@ class Addition:
                 wanted = torch.where(peak > 0, peak / largest(self.dtype), old)
                 self._new_unit = _rounded_up(wanted, self._unit.dtype)
             return self._new_unit
-
-    def _refuse(self, weight: torch.Tensor, made: torch.Tensor) -> None:
-        """Raise NonFinite, saying whose fault it is, unless only a square overflowed."""
-        import torch
-
-        if not bool(torch.isfinite(weight).all()):
-            raise NonFinite(f"{self.name} of the base model holds NaN or infinity", key=self.name, hint=_ALLOW)
-        if bool(torch.isfinite(made.float()).all()):
-            return
-        for change in self.changes:
-            if any(not bool(torch.isfinite(item.load().float()).all()) for item in change.adapter.factors.values()):
-                origin = change.adapter.origin
-                raise NonFinite(
-                    f"{change.adapter.target.name} holds NaN or infinity",
-                    path=origin.file if origin else None,
-                    key=origin.stem if origin else None,
-                    hint=_ALLOW,
-                )
-        hint = "--dtype float32 or bfloat16, or a smaller scale"
-        raise NonFinite(f"{self.name} overflows in {self.dtype}", key=self.name, hint=hint)
 
 
 def _delta(prepared: Prepared, start: int, stop: int, weight: torch.Tensor, room: torch.Tensor) -> torch.Tensor:
@@ -287,6 +277,14 @@ def _scratch(number: int, like: torch.Tensor, dtype: torch.dtype | None = None) 
         found = torch.empty(like.numel(), dtype=wanted, device=like.device)
         setattr(_SCRATCH, name, found)
     return found[: like.numel()].view(like.shape)
+
+
+def _room() -> bytearray:
+    """Bytes of this thread that rows are read into, before they become float32."""
+    found: bytearray | None = getattr(_SCRATCH, "room", None)
+    if found is None:
+        found = _SCRATCH.room = bytearray(8 * BLOCK)
+    return found
 
 
 def _square(values: torch.Tensor) -> float:

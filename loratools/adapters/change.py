@@ -120,9 +120,12 @@ def _dense(change: Change, frame: Frame) -> torch.Tensor:
     else:
         delta = delta_of(change.adapter, base, dtype="float64")
         delta = _widened(delta.reshape(len(delta), -1), change, frame)
+    whole = delta[change.start : change.stop] * change.scale
+    del delta, base  # each may be as large as the layer
     rows, columns = frame.canonical
-    whole = torch.zeros(rows, columns, dtype=delta.dtype)
-    whole[change.at : change.at + change.stop - change.start] = delta[change.start : change.stop] * change.scale
+    if whole.shape != (rows, columns):
+        part, whole = whole, torch.zeros(rows, columns, dtype=whole.dtype)
+        whole[change.at : change.at + len(part)] = part
     if frame.layout == "transpose":
         return whole.T.contiguous()
     if frame.layout == "swap_halves":

@@ -159,9 +159,11 @@ def _sketched(whole: Whole, columns: int, rank: int, seed: int) -> Truncated | N
         if not first and len(captured) + more > most:
             return None
         # Later turns are those of flat spectra, which bear to be squared: they spare the QR of the long side.
-        inner = torch.linalg.qr(single.T @ (torch.linalg.qr(basis).Q if first else basis)).Q
+        inner = single.T @ (torch.linalg.qr(basis).Q if first else basis)
+        inner = torch.linalg.qr(inner.double()).Q.to(single.dtype)
         basis = single @ inner
-        squares = torch.linalg.eigvalsh((basis.T @ basis).double())
+        wide = basis.double()  # in float32, rounding would hide whether anything is still gained
+        squares = torch.linalg.eigvalsh(wide.T @ wide)
         captured.append(float(squares[-rank:].sum()) / whole.square)
     basis = torch.linalg.qr(basis.double()).Q
     inner, upper = torch.linalg.qr(whole.under(basis).T)

@@ -63,6 +63,12 @@ class Checkpoint:
         parts = {id(item.part): item.part for item in self.weights}
         return (*(file for part in parts.values() for file in part.files), *self.others.values())
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Oddities of its indices that harm nobody."""
+        parts = {id(item.part): item.part for item in self.weights}.values()
+        return tuple(text for part in parts if isinstance(part, ShardedTensors) for text in part.warnings)
+
     def beside(self, touched: frozenset[str]) -> tuple[Mapping[str, LocalFile], tuple[str, ...]]:
         """The files that go along unchanged, and the names of those that must not: other forms of the weights, at the
         root and in the `touched` folders, which would still be the old ones.

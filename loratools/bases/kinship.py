@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from math import prod
+from itertools import islice
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ ENOUGH = 0.9
 """The share of a component's weights that both models must hold."""
 
 _SAMPLE = 12  # layers that are read before all others
-_LARGEST = 1 << 24  # elements: larger layers tell no more
+_BLOCKS = 4  # blocks of rows of a layer: more tell no more
 _WHITE_SHARE = 0.9  # of the judged layers
 _FEW = 4  # layers: fewer prove nothing about noise
 _NEARER = 0.5  # an average this much nearer than the weights themselves is what the model was tuned from
@@ -78,7 +78,7 @@ def require_kinship(pair: Pair, names: tuple[str, str], *, force: bool) -> list[
 
 def _sample(twins: Iterable[Twin]) -> list[Twin]:
     """A few layers from the beginning to the end, large enough to tell where there are such."""
-    layers = [twin for twin in twins if twin.sort == "layer" and prod(twin.matrix) <= _LARGEST]
+    layers = [twin for twin in twins if twin.sort == "layer"]
     telling = [twin for twin in layers if min(twin.matrix) >= JUDGED] or layers
     step = max(1, len(telling) // _SAMPLE)
     return telling[::step][:_SAMPLE]
@@ -88,7 +88,7 @@ def _unlike(chosen: Sequence[Twin], names: tuple[str, str]) -> str | None:
     """Why the weights cannot be those of a model and its tune."""
     found: list[Likeness] = []
     for twin in chosen:
-        ours, theirs = _whole(twin)
+        ours, theirs = _part(twin)
         if not beyond_rounding(ours, theirs, twin.stored):
             continue  # rounding is noise, and no change
         alike = likeness(ours, theirs)
@@ -122,8 +122,8 @@ def _averaged(pair: Pair, chosen: Sequence[Twin], names: tuple[str, str]) -> str
         average = _average(pair, twin)
         if average is None:
             continue
-        ours, theirs = _whole(twin)
-        mean = average.load().float().reshape(ours.shape)
+        ours, theirs = _part(twin)
+        mean = average.rows(0, len(ours)).load().float().reshape(ours.shape)
         apart, other = (float(torch.linalg.vector_norm(theirs.double() - side.double())) for side in (ours, mean))
         compared += 1
         nearer += other < _NEARER * apart
@@ -145,9 +145,9 @@ def _average(pair: Pair, twin: Twin) -> LazyTensor | None:
     return found if found is not None and found.numel == twin.base.numel else None
 
 
-def _whole(twin: Twin) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both versions in memory."""
+def _part(twin: Twin) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both versions in memory, the first rows of them where they are large."""
     import torch
 
-    blocks = list(twin.blocks())
+    blocks = list(islice(twin.blocks(), _BLOCKS))
     return torch.cat([ours for _, ours, _ in blocks]), torch.cat([theirs for _, _, theirs in blocks])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
+import errno
 import json
+import os
 import signal
 import sys
 import threading
@@ -71,6 +74,19 @@ def stoppable() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def end_quietly() -> None:
+    """From the end of the interpreter on, Ctrl-C ends the process at once: nothing is left that could be undone, and
+    each cleanup of a library would print a traceback of its own.
+    """
+    atexit.unregister(_default_interrupt)
+    atexit.register(_default_interrupt)  # what is registered last is called first
+
+
+def _default_interrupt() -> None:
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def asked_for(option: str, arguments: Sequence[str]) -> bool:
     """Whether `option` stands among the arguments: a failure may come before, or while, they are parsed."""
     end = list(arguments).index("--") if "--" in arguments else len(arguments)
@@ -87,7 +103,7 @@ def as_our_error(error: BaseException) -> LoratoolsError:
         return Interrupted("interrupted", hint="nothing half-written was left behind")
     if isinstance(error, _Stop):
         return Terminated("terminated", hint="nothing half-written was left behind")
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error)):
+    if _is_want_of_memory(error):
         return ResourceError("out of memory", hint="free some, or take fewer --threads")
     if isinstance(error, OSError):
         return ResourceError(error.strerror or str(error), path=error.filename)
@@ -95,6 +111,13 @@ def as_our_error(error: BaseException) -> LoratoolsError:
         f"{type(error).__name__}: {error}",
         hint="this is a bug of loratools: please report it with the command and what it prints with --debug",
     )
+
+
+def _is_want_of_memory(error: BaseException) -> bool:
+    """Whether Python, torch or the system had no memory left: for values, or for a thread's stack."""
+    if isinstance(error, RuntimeError):
+        return any(words in str(error) for words in ("can't allocate memory", "can't start new thread"))
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
 
 
 def _usage(error: click.ClickException) -> UsageError:
@@ -113,8 +136,19 @@ def _usage(error: click.ClickException) -> UsageError:
 
 def report(error: BaseException, arguments: Sequence[str]) -> int:
     """Print what went wrong, as text on stderr or as the error document on stdout, and return the exit code."""
+    debug = asked_for("--debug", arguments)
+    if _is_want_of_memory(error) and not debug:
+        error = error.with_traceback(None)  # its frames hold what took the memory, and words take some, too
+    try:
+        return _reported(error, arguments, debug=debug)
+    except MemoryError:
+        os.write(2, b"error: out of memory\n")
+        return ResourceError.exit_code
+
+
+def _reported(error: BaseException, arguments: Sequence[str], *, debug: bool) -> int:
     ours = as_our_error(error)
-    if asked_for("--debug", arguments):
+    if debug:
         import traceback
 
         traceback.print_exception(error, file=sys.stderr)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import click
 
-from loratools.cli.failures import EXIT_CODES, report, stoppable
+from loratools.cli.failures import EXIT_CODES, end_quietly, report, stoppable
 from loratools.cli.options import manners
 from loratools.cli.render import reader_has_gone
 from loratools.errors import UsageError, nearest
@@ -97,6 +97,7 @@ class Verbs(click.Group):
             code = 0 if reader_has_gone() else report(error, arguments)
         except BaseException as error:  # noqa: BLE001 (each becomes a message and an exit code, none is lost)
             code = report(error, arguments)
+        end_quietly()
         gc.freeze()  # all there is goes with the process: looking through it for cycles takes longer than many a verb
         sys.exit(code)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import click
@@ -198,12 +199,15 @@ def view(page: Page, document: Document, manner: Manner) -> None:
                 ("lost to rounding", f"{document['lost']:.2%} of ‖Δ‖ in the worst layer"),
             ]
         )
-        ordered = sorted(layers, key=lambda row: -row["lost"])
+        ordered = sorted(layers, key=lambda row: -math.inf if row["lost"] is None else -row["lost"])
         shown = ordered if manner.verbose else ordered[:SHOWN]
         page.line("")
         page.table(
             ("layers that lose most" if len(shown) < len(ordered) else "layer", ">‖Δ‖/‖W‖", ">lost"),
-            [(row["layer"], _figure(row["ratio"]), f"{row['lost']:.2%}") for row in shown],
+            [
+                (row["layer"], _figure(row["ratio"]), "-" if row["lost"] is None else f"{row['lost']:.2%}")
+                for row in shown
+            ],
         )
         if len(shown) < len(ordered):
             page.line(f"and {len(ordered) - len(shown):,} more (all with -v or --json)")
@@ -245,3 +249,7 @@ def _remarks(page: Page, document: Document, manner: Manner) -> None:
 
 def _figure(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g}"
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2%}"

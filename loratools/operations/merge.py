@@ -15,7 +15,7 @@ from loratools.bases.checkpoint import Checkpoint, open_checkpoint
 from loratools.bases.companions import companion
 from loratools.bases.placing import Placing, Touched
 from loratools.bases.quantised import unit_key
-from loratools.errors import UsageError
+from loratools.errors import NonFinite, UsageError
 from loratools.operations.merge_matches import (
     Weighted,
     matched,
@@ -42,6 +42,7 @@ class PendingMerge:
     plan: MergePlan
     output: MergeOutput
     additions: tuple[tuple[Touched, Addition], ...]
+    casts: tuple[Addition, ...] = ()
 
     def preview(self, out: str | os.PathLike[str], *, overwrite: bool = False) -> MergePlan:
         """The plan for an output, with the disk space that is free there; raises what `save` would before it writes."""
@@ -58,11 +59,17 @@ class PendingMerge:
         progress: Progress | None = None,
     ) -> Merge:
         """Compute, write, verify. Raises OutputExists, OutputRefused, ResourceError, NonFinite."""
-        saved = self.output.save(
-            Path(out), overwrite=overwrite, if_needed=if_needed, threads=threads, progress=progress
-        )
+        try:
+            saved = self.output.save(
+                Path(out), overwrite=overwrite, if_needed=if_needed, threads=threads, progress=progress
+            )
+        except NonFinite as error:
+            error.path = error.path or self.plan.base
+            raise
         layers = () if saved.skipped else tuple(_layer(touched, item) for touched, item in self.additions)
-        return Merge(saved.path, self.plan, layers, saved.size, saved.payload_sha256, saved.skipped)
+        made = () if saved.skipped else (*(item for _, item in self.additions), *self.casts)
+        oddities = tuple(line for item in made for line in _oddities(item))
+        return Merge(saved.path, self.plan, layers, saved.size, saved.payload_sha256, saved.skipped, oddities)
 
 
 def merge(
@@ -128,7 +135,8 @@ def plan_merge(
     for touched, item in additions.values():
         if item.requantised and touched.native.unit:
             changed[id(touched.native.source), touched.native.unit] = item.unit()
-    cast = _casts(checkpoint, changed, placing, table, how) if dtype else {}
+    casts = _casts(checkpoint, changed, placing, table, how) if dtype else {}
+    cast = {place: item.result() for place, item in casts.items()}
     dropped = _dropped(checkpoint) if dtype and DTYPES[dtype].bits > 8 else frozenset()
     parameters = {
         "scale": scale if not isinstance(scale, Mapping) else dict(scale),
@@ -143,7 +151,10 @@ def plan_merge(
         "allow_nonfinite": allow_nonfinite,
     }
     adapter_files = tuple(file for lora, _ in given for file in lora.reading.opened.files)
-    output = MergeOutput(checkpoint, {**changed, **cast}, parameters, adapter_files, dtype, max_shard_size, dropped)
+    folders = tuple(place for lora, _ in given if (place := Path(lora.reading.opened.name)).is_dir())
+    output = MergeOutput(
+        checkpoint, {**changed, **cast}, parameters, adapter_files, dtype, max_shard_size, dropped, folders
+    )
     tensors = sum(len(item.keys) for item in checkpoint.weights)
     largest = max((item.dense_bytes for _, item in additions.values()), default=0)
     plan = MergePlan(
@@ -157,9 +168,9 @@ def plan_merge(
         beside=len(output.beside),
         left_out=output.left_out,
         peak_memory=_START_UP + 3 * largest,
-        warnings=remarks(placing, scales, given),
+        warnings=(*checkpoint.warnings, *remarks(placing, scales, given)),
     )
-    return PendingMerge(plan, output, tuple(additions.values()))
+    return PendingMerge(plan, output, tuple(additions.values()), tuple(casts.values()))
 
 
 def _addition(touched: Touched, table: Architecture | None, how: How) -> Addition:
@@ -194,9 +205,9 @@ def _casts(
     placing: Placing,
     table: Architecture | None,
     how: How,
-) -> dict[tuple[int, str], LazyTensor]:
+) -> dict[tuple[int, str], Addition]:
     """The tensors that no adapter changes, in the dtype that was asked for."""
-    found: dict[tuple[int, str], LazyTensor] = {}
+    found: dict[tuple[int, str], Addition] = {}
     owners = placing.owners()
     for item in checkpoint.weights:
         for key in item.keys:
@@ -205,7 +216,7 @@ def _casts(
             if place not in changed and wanted != tensor.dtype:
                 unit = unit_key(item.part, key)
                 scale = item.part[unit] if unit else None
-                found[place] = Addition(tensor, (), replace(how, dtype=wanted), name=key, unit=scale).result()
+                found[place] = Addition(tensor, (), replace(how, dtype=wanted), name=key, unit=scale)
     return found
 
 
@@ -214,6 +225,13 @@ def _dropped(checkpoint: Checkpoint) -> frozenset[tuple[int, str]]:
     return frozenset(
         (id(item.part), key) for item in checkpoint.weights for key in item.keys if companion(key) == "quantisation"
     )
+
+
+def _oddities(addition: Addition) -> list[str]:
+    """What became of numbers that the file's dtype, or any, does not have."""
+    found, dtype = addition.measure(), addition.dtype
+    lines = [f"{addition.name}: {found.wild:,} values are NaN or infinite"] if found.wild else []
+    return lines + ([f"{addition.name}: {found.cut:,} values lie beyond {dtype} and were cut"] if found.cut else [])
 
 
 def _layer(touched: Touched, addition: Addition) -> MergedLayer:

@@ -30,7 +30,7 @@ Place = tuple[int, str]
 @dataclass(frozen=True)
 class MergeOutput:
     """The output of a merge: `changed` are the tensors by their place in the base; everything else is copied, but for
-    the `dropped` ones: scales that no weight is multiplied by any more.
+    the `dropped` ones: scales that no weight is multiplied by any more. `adapter_folders` are inputs, too.
     """
 
     checkpoint: Checkpoint
@@ -40,6 +40,7 @@ class MergeOutput:
     dtype: str | None
     max_shard_size: int | None
     dropped: frozenset[Place] = frozenset()
+    adapter_folders: tuple[Path, ...] = ()
 
     @property
     def folder(self) -> bool:
@@ -252,8 +253,8 @@ class MergeOutput:
             raise UsageError(
                 "the output is one .safetensors file", path=out, hint=f"name it {out.name or 'merged'}.safetensors"
             )
-        base = Path(self.checkpoint.name)
-        if base.is_dir() and out.resolve().is_relative_to(base.resolve()):
+        folders = (Path(self.checkpoint.name), *self.adapter_folders)
+        if any(folder.is_dir() and out.resolve().is_relative_to(folder.resolve()) for folder in folders):
             raise OutputRefused("the output lies in the input", path=out, hint="give the output another name")
 
 

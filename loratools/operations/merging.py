@@ -14,7 +14,9 @@ FADING = 0.1
 
 @dataclass(frozen=True, slots=True)
 class MergedLayer:
-    """One tensor that was changed: ‖Δ‖ / ‖W‖, and ‖W' − (W + Δ)‖ / ‖Δ‖ (what the dtype could not hold)."""
+    """One tensor that was changed: ‖Δ‖ / ‖W‖, and ‖W' − (W + Δ)‖ / ‖Δ‖ (what the dtype could not hold); NaN where
+    values that are not finite went along.
+    """
 
     name: str
     key: str
@@ -29,7 +31,7 @@ class MergedLayer:
             "key": self.key,
             "adapters": self.adapters,
             "ratio": self.ratio if math.isfinite(self.ratio) else None,
-            "lost": self.lost,
+            "lost": self.lost if math.isfinite(self.lost) else None,
         }
 
 
@@ -121,12 +123,13 @@ class Merge:
     size: int
     payload_sha256: str | None
     skipped: bool = False
+    oddities: tuple[str, ...] = ()
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """What the plan says, and what the numbers say."""
         fading = [layer for layer in self.layers if layer.lost > FADING]
-        found = list(self.plan.warnings)
+        found = [*self.plan.warnings, *self.oddities]
         if fading:
             worst = max(fading, key=lambda layer: layer.lost)
             found.append(
@@ -152,7 +155,7 @@ class Merge:
             "size": self.size,
             "payload_sha256": self.payload_sha256,
             "ratio": _rooted([layer.ratio for layer in self.layers]),
-            "lost": max((layer.lost for layer in self.layers), default=0.0),
+            "lost": max((layer.lost for layer in self.layers if math.isfinite(layer.lost)), default=0.0),
             "layers": [layer.to_dict() for layer in self.layers],
             "warnings": list(self.warnings),
             "skipped": self.skipped,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from loratools.bases.kinship import require_kinship
 from loratools.bases.pairing import Pair, Twin
 from loratools.bases.ties import untied
-from loratools.errors import InternalError, NonFinite, UnrelatedModels
+from loratools.errors import InternalError, NonFinite, ResourceError, UnrelatedModels
 from loratools.formats.format import Format
 from loratools.formats.runtimes import loads
 from loratools.operations.extract_plan import ExtractPlan, compared, peak_memory, told
@@ -28,6 +28,7 @@ from loratools.operations.output import AdapterOutput, Saved
 from loratools.operations.proof import ProofReport, prove_output
 from loratools.operations.size_budget import first_cap, within_size
 from loratools.operations.wishes import Wishes
+from loratools.tensors.output import steady
 from loratools.tensors.source import LocalFile
 from loratools.tensors.spool import Spool
 from loratools.tensors.writer import Progress
@@ -138,7 +139,8 @@ class PendingExtraction:
 
     def _extracted(self, spool: Spool, progress: Progress | None) -> tuple[list[Extracted], tuple[str, ...]]:
         """Every tensor, in the models' order, and warnings; raises UnrelatedModels where nothing is left to write."""
-        with one_thread(), _blamed(self.names[1]):
+        with one_thread(), steady(self.inputs), _blamed(self.names[1]):
+            _require_device(self.device)
             warnings = require_kinship(self.models, self.names, force=self.force)
             twins, tied = untied(self.models.twins)
             shop = Workshop(self.asked, spool, self.device, self.allow_nonfinite)
@@ -235,6 +237,14 @@ class _Counter:
             self.done += count
             if self.progress is not None:
                 self.progress(self.done, self.total)
+
+
+def _require_device(device: str) -> None:
+    """Raise ResourceError for a GPU that torch does not see."""
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ResourceError("torch sees no CUDA device", hint="--device cpu")
 
 
 @contextmanager

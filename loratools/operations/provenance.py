@@ -47,11 +47,13 @@ class InputHashes:
         self._closed.set()
 
     def _sha256(self, file: LocalFile) -> str:
-        digest = hashlib.sha256()
+        digest, room = hashlib.sha256(), memoryview(bytearray(_BLOCK))
         for start in range(0, file.size, _BLOCK):
             if self._closed.is_set():
                 raise InternalError("a hash was wanted after all", path=file.name)
-            digest.update(file.read(start, min(_BLOCK, file.size - start)))
+            part = room[: file.size - start]
+            file.read_into(start, part)
+            digest.update(part)
         return digest.hexdigest()
 
 

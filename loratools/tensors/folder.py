@@ -12,7 +12,7 @@ from pathlib import Path
 from loratools.errors import OutputExists, OutputRefused
 from loratools.tensors.layout import LateMetadata, Layout
 from loratools.tensors.lazy import LazyTensor
-from loratools.tensors.output import check_free_space, disk_errors, guard_folder, sync_folder, temporary_beside
+from loratools.tensors.output import check_free_space, disk_errors, guard_folder, steady, sync_folder, temporary_beside
 from loratools.tensors.produce import Progress, Written, copy_plain, produce
 from loratools.tensors.source import LocalFile
 
@@ -69,7 +69,7 @@ def write_folder(
             progress(done + stop, total)
 
     try:
-        with disk_errors(target, total):
+        with disk_errors(target, total), steady(inputs):
             check_free_space(target.parent, total)
             temporary.mkdir()
             if before is not None:

@@ -17,6 +17,7 @@ from loratools.tensors.segments import (
     ByteSource,
     Columns,
     Computed,
+    Fills,
     MemoryBytes,
     Segment,
     Zeros,
@@ -180,23 +181,36 @@ class LazyTensor:
             raise UnsupportedFile(f"a scalar was expected, found {self.dtype} {list(self.shape)}")
         return _number(self.dtype, self.tobytes())
 
-    def load(self) -> torch.Tensor:
-        """The tensor in memory, writable, on the CPU, in its own dtype."""
+    def load(self, room: bytearray | None = None) -> torch.Tensor:
+        """The tensor in memory, writable, on the CPU, in its own dtype.
+
+        It lies at the beginning of `room` where that is given and large enough, until somebody else uses it.
+        """
         import torch
 
         name = DTYPES[self.dtype].torch
         if name is None or not hasattr(torch, name):
             raise UnsupportedFile(f"torch has no dtype for {self.dtype}")
-        data = bytearray(self.nbytes)
-        at = 0
-        for chunk in self.chunks():
-            data[at : at + len(chunk)] = chunk
-            at += len(chunk)
-        if at != self.nbytes:
-            raise InternalError(f"{at} bytes were read for {self.dtype} {list(self.shape)}")
-        if not data:
+        size = self.nbytes
+        data = room if room is not None and len(room) >= size else bytearray(size)
+        self._fill(memoryview(data)[:size])
+        if not size:
             return torch.empty(self.shape, dtype=getattr(torch, name))
-        return torch.frombuffer(data, dtype=getattr(torch, name)).reshape(self.shape)
+        return torch.frombuffer(data, dtype=getattr(torch, name), count=self.numel).reshape(self.shape)
+
+    def _fill(self, room: memoryview) -> None:
+        """The bytes, in order, into `room`."""
+        at = 0
+        for segment in self.segments:
+            if isinstance(segment, Bytes) and isinstance(segment.source, Fills):
+                segment.source.read_into(segment.offset, room[at : at + segment.length])
+                at += segment.length
+                continue
+            for chunk in segment.chunks():
+                room[at : at + len(chunk)] = chunk
+                at += len(chunk)
+        if at != len(room):
+            raise InternalError(f"{at} bytes were read for {self.dtype} {list(self.shape)}")
 
 
 @lru_cache(maxsize=1024)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from loratools.errors import OutputExists, OutputRefused, PathNotFound, ResourceError
+from loratools.errors import LoratoolsError, OutputExists, OutputRefused, PathNotFound, ResourceError
 from loratools.tensors.source import LocalFile
 
 TEMPORARY_SUFFIX = ".loratools-tmp"
@@ -157,6 +157,17 @@ def disk_errors(path: Path, needed: int | None = None) -> Iterator[None]:
             ) from error
         hint = "write to a local disk and copy the result" if error.errno in _UNSUPPORTED else None
         raise ResourceError(f"writing failed: {reason}", path=path, hint=hint, needed=needed) from error
+
+
+@contextmanager
+def steady(inputs: Iterable[LocalFile]) -> Iterator[None]:
+    """Where the work within fails because an input changed meanwhile, says that: ResourceError, for whatever it was."""
+    try:
+        yield
+    except LoratoolsError:
+        for file in inputs:
+            file.check_unchanged()
+        raise
 
 
 def sync_folder(folder: Path) -> None:

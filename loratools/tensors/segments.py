@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from loratools.errors import InternalError, MalformedFile
 
@@ -30,6 +30,15 @@ class ByteSource(Protocol):
 
     def fileno(self) -> int | None:
         """A file descriptor for copying inside the kernel, or None."""
+        ...
+
+
+@runtime_checkable
+class Fills(Protocol):
+    """A ByteSource that can read into memory that is there already."""
+
+    def read_into(self, offset: int, room: memoryview) -> None:
+        """Fill `room` from `offset` on."""
         ...
 
 

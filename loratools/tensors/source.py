@@ -159,6 +159,18 @@ class LocalFile:
             raise ResourceError(f"reading failed: {error.strerror}", path=self.path) from error
         return data
 
+    def read_into(self, offset: int, room: memoryview) -> None:
+        """Fill `room` from `offset` on, without memory of its own; raises as `read` does."""
+        descriptor, done = self.fileno(), 0
+        try:
+            while done < len(room):
+                count = os.preadv(descriptor, [room[done:]], offset + done)
+                if not count:
+                    raise self._changed()
+                done += count
+        except OSError as error:
+            raise ResourceError(f"reading failed: {error.strerror}", path=self.path) from error
+
     def check_unchanged(self) -> None:
         """Raises ResourceError when the file is not the one, or not as long or old as, it was when first opened."""
         if self._identity is None:

@@ -10,7 +10,7 @@ from loratools.errors import OutputExists
 from loratools.tensors.folder import Content, WrittenFolder, write_folder
 from loratools.tensors.layout import LateMetadata, Layout
 from loratools.tensors.lazy import LazyTensor
-from loratools.tensors.output import check_free_space, disk_errors, guard_output, sync_folder, temporary_beside
+from loratools.tensors.output import check_free_space, disk_errors, guard_output, steady, sync_folder, temporary_beside
 from loratools.tensors.produce import Progress, Written, produce
 from loratools.tensors.source import LocalFile
 
@@ -50,7 +50,7 @@ def write(
     before = guard_output(target, inputs, overwrite=overwrite)
     layout = Layout.of(tensors, metadata, late_metadata, keep_order=keep_order)
     temporary = temporary_beside(target)
-    with disk_errors(target, layout.size):
+    with disk_errors(target, layout.size), steady(inputs):
         try:
             check_free_space(target.parent, layout.size)
             written = produce(temporary, layout, before=before, progress=progress, check=check, digest=digest)

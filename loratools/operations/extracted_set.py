@@ -1,0 +1,113 @@
+"""What was extracted as a set of adapters in a format, and in words what was not."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+
+from loratools.adapters.adapter import Adapter, AdapterSet
+from loratools.bases.pairing import Pair, Twin
+from loratools.errors import NotRepresentable
+from loratools.formats.format import Format, Options
+from loratools.formats.render import Rendered, render, writers
+from loratools.model import Alpha, Dialect, Target
+from loratools.operations.extracted import Extracted
+from loratools.operations.extraction import WORDS
+from loratools.operations.wishes import FULL, Wishes
+from loratools.tensors.lazy import LazyTensor
+
+# sort of a difference that is stored whole → its role, for a weight and for a bias
+_ROLES = {"norm": ("norm_diff", "norm_bias_diff"), "bias": ("diff", "bias_diff"), "embedding": ("diff", "bias_diff")}
+
+
+def adapters_of(found: Sequence[Extracted]) -> tuple[Adapter, ...]:
+    """One adapter a target: a LoRA with what stands beside it, or differences alone. Alpha is the rank."""
+    held: dict[Target, dict[str, LazyTensor]] = {}
+    norms = {item.twin.target for item in found if item.twin.sort == "norm"}
+    for item in found:
+        factors = {"down": item.down, "up": item.up, "magnitude": item.magnitude}
+        if item.stored is not None:
+            factors = {_ROLES[item.twin.sort][item.twin.is_bias]: item.stored}
+        kept = {role: tensor for role, tensor in factors.items() if tensor is not None}
+        if kept:
+            held.setdefault(item.twin.target, {}).update(kept)
+    adapters = []
+    for target, roles in held.items():
+        kind = "lora" if "down" in roles else "norm" if target in norms else "full"
+        alpha = Alpha(Fraction(roles["down"].shape[0]), "tensor") if "down" in roles else Alpha()
+        adapters.append(Adapter(target, kind, roles, alpha))
+    return tuple(adapters)
+
+
+def rendered_set(
+    found: Sequence[Extracted], models: Pair, form: Format, asked: Wishes, *, allow_lossy: bool
+) -> Rendered:
+    """The set laid out in a format; raises NotRepresentable for what it cannot hold."""
+    adapters = adapters_of(found)
+    if not adapters:
+        raise NotRepresentable("the options leave every layer out", hint="see --pattern and --full")
+    table = models.table
+    config = {"": {"fan_in_fan_out": True}} if models.turned else {}
+    held = AdapterSet(
+        (table.id,) if table else models.candidates or ("llm",),
+        Dialect(form.id, {}),
+        adapters,
+        metadata=_metadata(models, form, asked),
+        configs=config,
+    )
+    known = (table,) if table else ()
+    return render(held, form, writers(held, form, table, Options(), known), allow_lossy=allow_lossy)
+
+
+def _metadata(models: Pair, form: Format, asked: Wishes) -> dict[str, str]:
+    """What kohya's readers look at: the model version, and the rank."""
+    if form.alpha != "tensor":
+        return {}
+    rank = "Dynamic" if asked.rank is None or asked.patterns else str(asked.rank)
+    found = {"ss_network_module": "networks.lora", "ss_network_dim": rank, "ss_network_alpha": rank}
+    versions = models.table.base_versions if models.table else ()
+    if versions:
+        found["ss_base_model_version"] = versions[0]
+    return found
+
+
+def drafted(twins: Sequence[Twin], asked: Wishes) -> list[Extracted]:
+    """Every tensor as if it had changed, with zeros, and rank 1 where the rank is not known."""
+    found = []
+    for twin in twins:
+        made = Extracted(twin, "changed")
+        if twin.sort in asked.full:
+            made = Extracted(twin, "changed", stored=LazyTensor.zeros(asked.dtype, twin.base.shape))
+        elif twin.sort == "layer" and (rank := asked.rank_of(twin)) != 0:
+            width = rank or 1
+            made = Extracted(
+                twin,
+                "changed",
+                rank=width,
+                down=LazyTensor.zeros(asked.dtype, (width, *twin.base.shape[1:])),
+                up=LazyTensor.zeros(asked.dtype, (twin.base.shape[0], width, *(1,) * (len(twin.base.shape) - 2))),
+                magnitude=LazyTensor.zeros(asked.dtype, twin.base.shape[:1]) if asked.dora else None,
+            )
+        found.append(made)
+    return found
+
+
+def left_out(found: Sequence[Extracted], models: Pair) -> Iterator[str]:
+    """A line for whatever changed and is not in the output."""
+    words = {sort: word for word, sort in FULL.items()}
+    counts: Counter[tuple[str, str]] = Counter()
+    for item in found:
+        if item.state != "changed" or item.has_factors or item.stored is not None:
+            continue
+        if item.twin.sort in words:
+            counts[item.twin.target.component, item.twin.sort] += 1
+        elif item.twin.sort == "layer":
+            yield f"{item.twin.name}: left out by a pattern"
+        else:
+            yield f"{item.twin.name}: changed, and a depthwise convolution is no product of two matrices"
+    for (component, sort), count in counts.items():
+        yield f"{component}: {count} {WORDS[sort]} changed (--full {words[sort]} keeps them)"
+    for key, (ours, theirs) in models.unplaced.items():
+        if not ours.same_bytes(theirs):
+            yield f"{key}: changed, and no table knows what it is"
