@@ -1,6 +1,6 @@
 """The truncated singular value decomposition of a whole matrix: by sketching its range, else by its Gram matrix.
 
-A random sketch of the range, 64 columns wider than the rank and turned through the matrix three times (Halko,
+A random sketch of the range, 64 columns wider than the rank and turned through the matrix two or three times (Halko,
 Martinsson and Tropp, 2011), costs a tenth of a full decomposition of a layer and comes within 1e-3 of Eckart and
 Young's error, also where singular values fall slowly. The turns are float32 with Householder QR; the last projection B
 is float64, so that the error, from ‖D‖² − ‖B‖², is that of the factors and no estimate. Where a sketch would have to be
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 OVERSAMPLING = 64
 """How much wider than the rank a sketch is: at 32, a spectrum that falls as i^-½ misses 1e-3."""
 TURNS = 3
-"""How often a sketch goes through the matrix and back at least; a spectrum that falls as a line needs about ten."""
+"""How often a sketch goes through the matrix and back, unless two times are plainly enough; a spectrum that falls as a
+line needs about ten."""
 SMALL = 512
 """Up to this short side a whole decomposition is cheap."""
 
@@ -35,6 +36,7 @@ _GRAM_FLOOR = 1e-6  # relative errors below: squares of singular values drown in
 _NEAR = 3e-4  # a sketch is turned until its error is within this of the best, relatively
 _WORTH = 3  # short sides that all turns together may be wide before the Gram matrix is cheaper
 _ROUNDING = 3e-7  # of the energy: what float32 hides
+_SLOWEST = 0.95  # what a turn gains, at most, of what the one before it did not
 _TINY, _HUGE = 2.0**-50, 2.0**50  # beyond them, squares and float32 may under- or overflow
 
 
@@ -154,7 +156,7 @@ def _sketched(whole: Whole, columns: int, rank: int, seed: int) -> Truncated | N
     basis = single @ start
     captured: list[float] = []
     most = max(TURNS, _WORTH * single.shape[1] // columns)
-    while len(captured) < TURNS or (more := _turns_left(captured)):
+    while more := _turns_left(captured):
         first = len(captured) < TURNS
         if not first and len(captured) + more > most:
             return None
@@ -173,12 +175,17 @@ def _sketched(whole: Whole, columns: int, rank: int, seed: int) -> Truncated | N
 
 def _turns_left(captured: list[float]) -> int:
     """How many more turns it takes, at the pace of the last ones, until what is not yet captured is too little."""
-    before, last = captured[-2] - captured[-3], captured[-1] - captured[-2]
+    if len(captured) < 2:
+        return TURNS - len(captured)
+    last = captured[-1] - captured[-2]
+    before = captured[-2] - captured[-3] if len(captured) > 2 else last
     if last <= 0 or before <= 0:
         return 0
-    pace = min(last / before, 0.95)
+    pace = min(last / before, _SLOWEST)
     left, little = last * pace / (1 - pace), max(2 * _NEAR * (1 - captured[-1]), _ROUNDING)
-    return math.ceil(math.log(left / little) / -math.log(pace)) if left > little else 0
+    if left <= little:
+        return 0
+    return math.ceil(math.log(left / little) / -math.log(pace)) if len(captured) > 2 else 1
 
 
 def _by_gram(whole: Whole, wanted: Wanted) -> Truncated:
