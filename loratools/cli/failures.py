@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import errno
 import json
 import os
@@ -10,7 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import ClassVar
 
 import click
@@ -75,16 +74,12 @@ def stoppable() -> Iterator[None]:
 
 
 def end_quietly() -> None:
-    """From the end of the interpreter on, Ctrl-C ends the process at once: nothing is left that could be undone, and
-    each cleanup of a library would print a traceback of its own.
+    """From here on Ctrl-C ends the process at once: nothing is left that could be undone, and in an interpreter that
+    goes down every cleanup of a library would print a traceback of its own.
     """
-    atexit.unregister(_default_interrupt)
-    atexit.register(_default_interrupt)  # what is registered last is called first
-
-
-def _default_interrupt() -> None:
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    with suppress(KeyboardInterrupt):
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def asked_for(option: str, arguments: Sequence[str]) -> bool:
@@ -113,10 +108,14 @@ def as_our_error(error: BaseException) -> LoratoolsError:
     )
 
 
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc", "can't start new thread")
+"""How torch (on a CPU here, on Windows, on a GPU), the libraries below it and Python's threads put it."""
+
+
 def _is_want_of_memory(error: BaseException) -> bool:
     """Whether Python, torch or the system had no memory left: for values, or for a thread's stack."""
     if isinstance(error, RuntimeError):
-        return any(words in str(error) for words in ("can't allocate memory", "can't start new thread"))
+        return any(words in str(error) for words in _NO_MEMORY)
     return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
 
 

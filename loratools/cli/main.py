@@ -97,7 +97,8 @@ class Verbs(click.Group):
             code = 0 if reader_has_gone() else report(error, arguments)
         except BaseException as error:  # noqa: BLE001 (each becomes a message and an exit code, none is lost)
             code = report(error, arguments)
-        end_quietly()
+        if args is None:  # the process is this command's alone
+            end_quietly()
         gc.freeze()  # all there is goes with the process: looking through it for cycles takes longer than many a verb
         sys.exit(code)
 

@@ -42,7 +42,8 @@ for line in sys.stdin:
         sys.stdout, sys.stderr = (open(standard, "w", closefd=False) for standard in (1, 2))
         for name, most in asked["limits"].items():
             resource.setrlimit(getattr(resource, name), (most, most))
-        main(asked["arguments"])
+        sys.argv[1:] = asked["arguments"]
+        main()
     for _, end in pipes:
         os.close(end)
     ends[child] = [end for end, _ in pipes]
