@@ -35,6 +35,11 @@ RANKNUM_EPSILON = Fraction(1, 100_000)
 _SCALING = ("r", "init_r")
 
 
+def tuner_of(kind: str, factors: Factors) -> str:
+    """PEFT's word for a configuration that holds such an adapter: adalora for a LoRA with singular values."""
+    return "adalora" if "singular" in factors else kind
+
+
 def feedforward(config: Mapping[str, Any], names: Sequence[str]) -> bool | None:
     """Whether PEFT's (IA)³ multiplies a module's inputs; None where no configuration of its says so.
 

@@ -69,8 +69,11 @@ def number(value: Any, *, path: object, key: str) -> Fraction:
 
 
 def alpha_of(config: Config, names: Sequence[str], *, path: object) -> Fraction:
-    """lora_alpha (LoHa and LoKr: alpha) of the module, patterns first, PEFT's default where none is stated."""
-    found = matching(config.get("alpha_pattern") or {}, names)
+    """lora_alpha (LoHa and LoKr: alpha) of the module, patterns first, PEFT's default where none is stated.
+
+    AdaLoRA has one alpha: PEFT does not look at its patterns.
+    """
+    found = None if _is_adalora(config) else matching(config.get("alpha_pattern") or {}, names)
     if found is None:
         found = config.get("lora_alpha", config.get("alpha"))
     return number(_PEFT_ALPHA if found is None else found, path=path, key="lora_alpha")
@@ -78,11 +81,15 @@ def alpha_of(config: Config, names: Sequence[str], *, path: object) -> Fraction:
 
 def rank_of(config: Config, names: Sequence[str]) -> int | None:
     """The rank that the configuration states for the module; AdaLoRA's are pruned, and what it states is not kept."""
-    if str(config.get("peft_type", "")).upper() == "ADALORA":
+    if _is_adalora(config):
         return None
     found = matching(config.get("rank_pattern") or {}, names)
     found = config.get("r") if found is None else found
     return found if isinstance(found, int) and not isinstance(found, bool) else None
+
+
+def _is_adalora(config: Config) -> bool:
+    return str(config.get("peft_type", "")).upper() == "ADALORA"
 
 
 class Module(NamedTuple):

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from loratools.adapters.adapter import Adapter
+from loratools.adapters.settings import tuner_of
 from loratools.errors import NotRepresentable
 from loratools.formats.alpha_tensor import plain
 from loratools.formats.format import Format
@@ -51,9 +52,10 @@ def holdable(adapters: Sequence[Adapter], form: Format, *, allow_lossy: bool) ->
     main = _main_kinds(adapters) if form.alpha == "config" else {}
     for item in adapters:
         reason = refusal(item, form)
-        wanted = main.get(item.target.component, item.kind)
-        if reason is None and item.kind != wanted:
-            reason = f"{form.id} has no place for {item.kind} beside {wanted}: one configuration holds one kind"
+        kind = tuner_of(item.kind, item.factors)
+        wanted = main.get(item.target.component, kind)
+        if reason is None and kind != wanted:
+            reason = f"{form.id} has no place for {kind} beside {wanted}: one configuration holds one kind"
         if reason is None:
             kept.append(item)
         elif allow_lossy:
@@ -79,7 +81,7 @@ def _main_kinds(adapters: Sequence[Adapter]) -> dict[str, str]:
     """component → the kind of most of its layers, LoRA before others of the same number."""
     found: dict[str, Counter[str]] = {}
     for item in adapters:
-        found.setdefault(item.target.component, Counter())[item.kind] += 1
+        found.setdefault(item.target.component, Counter())[tuner_of(item.kind, item.factors)] += 1
     return {name: max(counts, key=lambda kind: (counts[kind], kind == "lora")) for name, counts in found.items()}
 
 
@@ -88,7 +90,12 @@ def refusal(item: Adapter, form: Format) -> str | None:
     if item.kind not in form.kinds:
         return f"{form.id} has no place for {item.kind}"
     if "singular" in item.factors:
-        return f"{form.id} has no place for AdaLoRA's singular values (lora_E)"
+        return _beside_singular_values(item, form)
+    if item.kind == "oft" and form.alpha == "config":
+        if "skew" not in item.factors:
+            return f"{form.id} has no place for a rotation of the outputs; PEFT's own turns the inputs (oft_R)"
+        if "num_cayley_neumann_terms" not in item.settings:
+            return f"{form.id} needs OFT's form of rotation, which stands in a configuration only, and here is none"
     if item.kind == "ia3" and "on_input" not in item.factors and form.alpha == "tensor":
         return f"{form.id} needs to be told which axis the vector scales, and this file does not say"
     if item.kind == "ia3" and form.alpha == "config" and "on_input" in item.factors:
@@ -102,6 +109,16 @@ def refusal(item: Adapter, form: Format) -> str | None:
         if reason:
             return f"{form.id} {reason}"
     return None
+
+
+def _beside_singular_values(item: Adapter, form: Format) -> str | None:
+    """Why a format cannot hold an AdaLoRA: PEFT alone has them, and of two matrices with a configuration."""
+    if form.alpha != "config":
+        return f"{form.id} has no place for AdaLoRA's singular values (lora_E)"
+    if "init_r" not in item.settings:
+        return f"{form.id} needs AdaLoRA's init_r, which stands in a configuration only, and here is none"
+    other = next((role for role in item.factors if role not in ("down", "up", "singular")), None)
+    return None if other is None else f"{form.id} has no place for {other} beside AdaLoRA's singular values"
 
 
 def uniform(members: list[Adapter], component: str) -> list[Adapter]:

@@ -100,6 +100,8 @@ class Original:
 def as_format(record: Original) -> Format:
     """The recorded dialect as a format to write."""
     alpha: Any = "tensor" if record.alpha in ("tensor", "none") else record.alpha
+    if record.alpha == "none" and record.folder and record.configs:
+        alpha = "config"  # of kinds without an alpha, (IA)³ and OFT, whose configuration says other things
     return Format(record.format, "as it was", (), alpha, KOHYA.kinds, lambda *_: None, record.folder, ("",))
 
 

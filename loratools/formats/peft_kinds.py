@@ -1,4 +1,4 @@
-"""adapter_config.json for LoHa, LoKr and (IA)³: what makes PEFT build the very factors that the file holds.
+"""adapter_config.json for PEFT's kinds other than LoRA: what makes PEFT build the very factors that the file holds.
 
 PEFT chooses the shapes of a LoKr itself, from the weight's extents, r and three switches: a file whose factors are of
 other shapes cannot be said in a configuration at all.
@@ -14,19 +14,25 @@ from typing import Any
 from loratools.adapters.adapter import Adapter
 from loratools.adapters.ia3 import IA3_KIND
 from loratools.adapters.kind import kind_of
+from loratools.adapters.settings import tuner_of
 from loratools.errors import NotRepresentable
+from loratools.formats import peft_tuners
 from loratools.formats.alpha_tensor import plain
-from loratools.formats.configs import as_number
+from loratools.formats.configs import Config, as_number
 
-KINDS = ("loha", "lokr", "ia3")
+KINDS = ("loha", "lokr", "ia3", "adalora", "oft")
 
 
-def config(members: Sequence[Adapter], native: Callable[[Adapter], str], carried: Mapping[str, Any]) -> dict[str, Any]:
+def config(
+    members: Sequence[Adapter], native: Callable[[Adapter], str], carried: Mapping[str, Any], source: Config
+) -> dict[str, Any]:
     """The configuration of one component whose adapters are all of one of KINDS; `native` is a module's own path.
+
+    `source` is the configuration that was read, empty where there was none; `carried` is what of it stays true.
 
     Raises NotRepresentable where no configuration makes PEFT compute these deltas.
     """
-    kind = members[0].kind
+    kind = tuner_of(members[0].kind, members[0].factors)
     frame = {
         "auto_mapping": None,
         "base_model_name_or_path": None,
@@ -37,6 +43,10 @@ def config(members: Sequence[Adapter], native: Callable[[Adapter], str], carried
         "task_type": None,
         **carried,
     }
+    if kind == "adalora":
+        return {**peft_tuners.adalora(members, native, source), **frame}
+    if kind == "oft":
+        return {**peft_tuners.oft(members, source), **frame}
     frame.pop("bias", None)
     if kind == "ia3":
         inputs = sorted({native(item) for item in members if IA3_KIND.on_input(item.factors)})

@@ -10,6 +10,7 @@ from typing import Any
 
 from loratools.adapters.adapter import Adapter, AdapterSet
 from loratools.adapters.regroup import Regrouped, Step, regroup
+from loratools.adapters.settings import tuner_of
 from loratools.architectures.architecture import Architecture
 from loratools.errors import InternalError, NotRepresentable
 from loratools.formats import diffusers, peft, peft_kinds
@@ -216,9 +217,9 @@ def _files(
 
 def _configuration(items: Sequence[Adapter], writer: Writer, source: Config) -> dict[str, Any]:
     """adapter_config.json of one component, with what its source's configuration said beside ranks and alphas."""
-    if items[0].kind in peft_kinds.KINDS:
+    if tuner_of(items[0].kind, items[0].factors) in peft_kinds.KINDS:
         return peft_kinds.config(
-            items, lambda item: writer.placement(item.target.paths[0]).native, peft.carried(source)
+            items, lambda item: writer.placement(item.target.paths[0]).native, peft.carried(source), source
         )
     return peft.config(_modules(items, writer), **peft.carried(source), **_fields(items))
 

@@ -9,6 +9,7 @@ from math import prod
 
 from loratools.adapters.adapter import Adapter
 from loratools.adapters.kind import kind_of
+from loratools.adapters.settings import tuner_of
 from loratools.architectures.architecture import Architecture, shapes
 from loratools.architectures.naming import Naming, Placement
 from loratools.errors import InternalError, NotRepresentable
@@ -50,7 +51,7 @@ class Writer:
 
     def key(self, adapter: Adapter, role: str) -> str:
         """The key of one factor; raises NotRepresentable where the spelling has no suffix for it."""
-        suffix = suffix_of(self.spelling.suffixes, adapter.kind, role)
+        suffix = _own(self.spelling.suffixes, adapter, role) or suffix_of(self.spelling.suffixes, adapter.kind, role)
         if suffix is None:
             raise NotRepresentable(
                 f"{adapter.kind} ({role}) on {adapter.target.name} has no place in this format",
@@ -65,7 +66,7 @@ class Writer:
         stem = self.stem(adapter.target)
         suffixes = self.spelling.suffixes
         return {
-            role: stem + suffix if (suffix := suffixes.get(f"{adapter.kind}.{role}")) else self.key(adapter, role)
+            role: stem + suffix if (suffix := _own(suffixes, adapter, role)) else self.key(adapter, role)
             for role in roles
         }
 
@@ -87,6 +88,8 @@ class Writer:
     def _fitted(self, adapter: Adapter, factors: Mapping[str, LazyTensor]) -> Mapping[str, LazyTensor]:
         """1×1 factors in the dimensions of their weight: a linear layer's reader wants two, a convolution's four."""
         down, up = (factors.get("down"), factors.get("up")) if adapter.kind == "lora" else (None, None)
+        if "singular" in factors:
+            return factors  # AdaLoRA's are matrices under a convolution, too
         if self.dimensions and down and up and len(up.shape) == 2 < len(down.shape):
             up = up.reshape(*up.shape, *(1,) * (len(down.shape) - 2))  # DyLoRA stores a convolution's up as a matrix
             factors = {**factors, "up": up}
@@ -105,6 +108,12 @@ class Writer:
             "down": down.reshape(*down.shape[:2], *ones),
             "up": up.reshape(*up.shape[:2], *ones),
         }
+
+
+def _own(suffixes: Mapping[str, str], adapter: Adapter, role: str) -> str | None:
+    """The suffix that a role has in this kind alone, AdaLoRA's before a LoRA's."""
+    found = suffixes.get(f"{tuner_of(adapter.kind, adapter.factors)}.{role}")
+    return found or suffixes.get(f"{adapter.kind}.{role}")
 
 
 def suffix_of(suffixes: Mapping[str, str], kind: str, role: str) -> str | None:

@@ -152,6 +152,7 @@ WRITTEN: Mapping[str, Mapping[str, str]] = {
     "kohya": _family(_KOHYA)
     | {"input_magnitude": ".dora_scale", "magnitude": ".dora_scale", "ia3.scale_vector": IA3_VECTOR.text},
     "peft": _family(_PEFT)
+    | {"adalora.down": ".lora_A", "adalora.up": ".lora_B"}  # bare parameters there, two layers in a LoRA
     | {name: text for name, text in _family(_KOHYA).items() if name.startswith(("loha.", "lokr."))},
     "hcp": _family(_HCP),
     # bare `.lora_magnitude_vector` is silently wrong in diffusers' text encoders; `.weight` is right everywhere

@@ -88,6 +88,18 @@ def test_what_peft_saved_is_written_so_that_peft_makes_the_same_of_it(tmp_path, 
     assert ours["peft_type"] == theirs["peft_type"]
 
 
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_the_way_back_gives_tensors_and_configuration_as_they_were(tmp_path, kind):
+    source, back = saved(tmp_path / "in", kind), tmp_path / "back"
+    convert(source, to="peft", arch="sd1").save(tmp_path / "out")
+    convert(tmp_path / "out", to="original").save(back)
+    ours, theirs = (load_file(folder / "adapter_model.safetensors") for folder in (back, source))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], tensor) for key, tensor in theirs.items())
+    ours, theirs = (json.loads((folder / "adapter_config.json").read_text()) for folder in (back, source))
+    assert ours == theirs
+
+
 @pytest.mark.parametrize("kind", [kind for kind in CONFIGS if kind != "ia3"])
 def test_peft_to_kohya_and_back_makes_the_same_delta_in_peft(tmp_path, kind):
     """peft divides by r where kohya's readers multiply whole LoKr factors by 1: the scale moves into a factor."""
