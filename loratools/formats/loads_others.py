@@ -93,6 +93,7 @@ NOT_A_FOLDER = fails("no adapter_config.json beside it: vLLM opens folders", "re
 NO_LANGUAGE_MODEL = fails("no adapter of a language model", "read")
 SAVED_WHOLE = fails("refuses the file: it holds modules saved whole", "reported")
 DORA = fails("refuses the file: DoRA is not supported", "read")
+OTHER_FACTORS = fails("refuses the file: it holds other tensors than lora_A and lora_B", "reported")
 HEAD = fails("refuses the file: an adapter of lm_head or of the embeddings", "reported")
 ONE_SCALE = fails("scaled wrongly: it takes one alpha and one rank for all layers", "read")
 _HEADS = ("lm_head", "embed_tokens")
@@ -125,6 +126,10 @@ def refused_by_vllm(subject: Subject, *, plain: bool = False) -> Verdict | None:
     dora = config.get("use_dora") or any("magnitude" in layer.adapter.factors for layer in subject.layers)
     if dora and not plain:
         return DORA
+    if not plain and any(
+        layer.adapter.kind != "lora" or "singular" in layer.adapter.factors for layer in subject.layers
+    ):
+        return OTHER_FACTORS
     heads = any(layer.path.rpartition(".")[2] in _HEADS for layer in subject.layers)
     return HEAD if heads else None
 

@@ -108,6 +108,16 @@ def test_vllm_gets_the_same_bytes_where_one_scale_holds(tmp_path):
     assert result.proof.identical == 4
 
 
+def test_vllm_takes_no_factors_but_two(tmp_path):
+    extra = {
+        f"{LAYERS}.{at}.self_attn.{name}.lora_E": torch.ones(4, 1) for at in range(2) for name in ("q_proj", "v_proj")
+    }
+    source = language_model(tmp_path / "adapter", extra=extra, peft_type="ADALORA", init_r=6, target_r=4)
+    share = lt.inspect(source).to_dict()["loaders"]["vllm"]
+    assert share["loaded"] == 0
+    assert "lora_A" in share["reasons"][0]["reason"]
+
+
 def test_vllm_is_refused_what_it_does_not_take(sd1, tmp_path):
     saved = {"base_model.model.lm_head.weight": torch.zeros(8, 64)}
     head = {
