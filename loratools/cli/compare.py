@@ -17,6 +17,8 @@ SHOWN = 30  # modules that differ, on a page
 @click.argument("second", metavar="B")
 @click.option("--tolerance", type=float, default=1e-5, show_default=True, help="The largest relative error allowed.")
 @click.option("--base", metavar="BASE", help="The base model, for DoRA, IA3, GLoRA, OFT and BOFT: deltas over it.")
+@options.plot
+@options.replot
 @options.architecture
 @options.unsafe_pickle
 @options.threads
@@ -31,6 +33,8 @@ def command(
     base: str | None,
     unsafe_pickle: bool,
     threads: int,
+    plot: str | None,
+    overwrite: bool,
 ) -> None:
     """Do two adapters make the same change?
 
@@ -48,6 +52,8 @@ def command(
         base=base,
         threads=threads,
         unsafe_pickle=unsafe_pickle,
+        plot=plot,
+        overwrite=overwrite,
     )
     emit(result.to_dict(), manner, view)
     if not result.equal:
@@ -79,6 +85,8 @@ def view(page: Page, document: Document, manner: Manner) -> None:
     )
     if len(rows) > len(shown):
         page.line(f"and {len(rows) - len(shown):,} more (all with -v or --json)")
+    if "plot" in document:
+        page.line(f"plot: {document['plot']}")
 
 
 def differs(row: Document, tolerance: float) -> bool:

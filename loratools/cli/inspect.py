@@ -11,7 +11,7 @@ from loratools.cli.failures import print_message
 from loratools.cli.options import Manner, speaks
 from loratools.cli.render import Document, Page, counted, emit, write
 from loratools.cli.text import human_bytes
-from loratools.errors import LoratoolsError
+from loratools.errors import LoratoolsError, UsageError
 
 SCHEMA = "loratools.inspect/1"
 SHOWN = 20  # unknown keys on a page
@@ -21,6 +21,8 @@ SHOWN = 20  # unknown keys on a page
 @click.argument("refs", metavar="REF...", nargs=-1, required=True)
 @click.option("--modules", is_flag=True, help="List every adapter.")
 @click.option("--weights", is_flag=True, help="Read the values too: NaN, norms, spectra.")
+@options.plot
+@options.replot
 @options.runtime("Say of every key whether RUNTIME loads it, and why not.")
 @click.option("--strict", is_flag=True, help="Exit 3 where a key is unknown.")
 @options.architecture
@@ -32,9 +34,12 @@ def command(refs: tuple[str, ...], manner: Manner, *, strict: bool, **how: Any) 
 
     REF is a file or a folder. Only headers and scalars are read, unless --weights asks for more. Of several REFs each
     is answered; one that fails leaves its error in its place, and its exit code. The page says how many adapters each
-    runtime loads with the right delta.
+    runtime loads with the right delta. --plot reads the values, as --weights does, and draws norms and spectra.
     """
     from loratools.operations.inspect import inspect
+
+    if how["plot"] is not None and len(refs) > 1:
+        raise UsageError(f"one plot cannot show {len(refs)} files", hint="call it once for each")
 
     documents: list[dict[str, Any]] = []
     code = 0
@@ -120,6 +125,9 @@ def view(page: Page, document: Document, manner: Manner) -> None:
     page.notes("warnings", document["warnings"])
     if manner.verbose:
         page.notes("evidence", document["evidence"])
+    if "plot" in document:
+        page.line("")
+        page.line(f"plot: {document['plot']}")
 
 
 def _architecture(document: Document) -> str:

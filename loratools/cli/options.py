@@ -78,6 +78,10 @@ unsafe_pickle = click.option(
     "--unsafe-pickle", is_flag=True, help="Read .pt, .bin and .ckpt files (by a restricted reader)."
 )
 overwrite = click.option("--overwrite", is_flag=True, help="Replace OUT if it is there.")
+plot = click.option(
+    "--plot", type=click.Path(), metavar="FILE", help="Draw the numbers by block and layer: a .png or .html file."
+)
+replot = click.option("--overwrite", is_flag=True, help="Replace the plot if it is there.")
 dry_run = click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 if_needed = click.option(
     "--if-needed", is_flag=True, help="Do nothing if OUT was made from this input, in this way, by this version."

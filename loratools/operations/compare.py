@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from loratools.adapters.adapter import Adapter
@@ -18,7 +19,9 @@ from loratools.errors import ArchitectureMismatch, UsageError
 from loratools.formats.opening import Reference
 from loratools.operations.lora import Lora, open_lora, tables
 from loratools.operations.over_base import compared, depends
+from loratools.operations.side_by_side import side_by_side
 from loratools.operations.to_kind import open_model, shared
+from loratools.tensors.source import LocalFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,7 @@ class Comparison:
     tolerance: float
     modules: tuple[ModuleComparison, ...]
     base: str | None = None
+    plot: Path | None = None
 
     @property
     def worst(self) -> float:
@@ -79,6 +83,7 @@ class Comparison:
             "only_in_a": only["a"],
             "only_in_b": only["b"],
             "modules": [item.to_dict() for item in self.modules],
+            **({} if self.plot is None else {"plot": str(self.plot)}),
         }
 
 
@@ -91,17 +96,24 @@ def compare(
     base: Reference | None = None,
     threads: int = 1,
     unsafe_pickle: bool = False,
+    plot: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
 ) -> Comparison:
     """Compare two adapters module by module; raises ArchitectureMismatch where they are for different models.
 
     DoRA, (IA)³, GLoRA, OFT and BOFT change a weight by a function of itself. With `base`, the model that they are for,
     their deltas are formed over its weights; without it, two of one kind are compared by their factors, and anything
-    else raises NotRepresentable.
+    else raises NotRepresentable. `plot` draws the errors by block and layer, as a .png or .html file.
     """
     if not (tolerance >= 0 and math.isfinite(tolerance)):
         raise UsageError(f"a tolerance of {tolerance} is no bound", hint="a number from 0 on, such as 1e-5")
     left = open_lora(a, arch=arch, unsafe_pickle=unsafe_pickle)
     right = open_lora(b, arch=arch, unsafe_pickle=unsafe_pickle)
+    files = (*left.reading.opened.files, *right.reading.opened.files)
+    if plot is not None:
+        from loratools.reports.plot import guard_plot
+
+        guard_plot(plot, files, overwrite=overwrite)
     left.reading.require_known()
     right.reading.require_known()
     common = [name for name in left.candidates if name in right.candidates]
@@ -123,12 +135,23 @@ def compare(
         weights = model.of(next((table for table in tables(left) if table.id in both), None))
     over = [cluster for cluster in found if weights is not None and _depends(cluster)]
     factors = [pair for cluster in found if cluster not in over for pair in aligned(*cluster)]
-    with ThreadPoolExecutor(max(1, threads)) as pool:
-        modules = list(pool.map(_module, factors))
-        if weights is not None:
-            modules += [row for rows in pool.map(partial(_over, weights), over) for row in rows]
+    modules = side_by_side(_module, factors, threads)
+    if weights is not None:
+        modules += [row for rows in side_by_side(partial(_over, weights), over, threads) for row in rows]
     ordered = tuple(sorted(modules, key=lambda item: -item.relative_error))
-    return Comparison(left.name, right.name, tolerance, ordered, None if model is None else model.name)
+    result = Comparison(left.name, right.name, tolerance, ordered, None if model is None else model.name)
+    return result if plot is None else _drawn(result, plot, files, overwrite=overwrite)
+
+
+def _drawn(
+    result: Comparison, plot: str | os.PathLike[str], files: tuple[LocalFile, ...], *, overwrite: bool
+) -> Comparison:
+    """The same, drawn."""
+    from loratools.operations.plots import comparison_plot
+    from loratools.reports.plot import write_plot
+
+    drawn = write_plot(plot, comparison_plot(result.to_dict()), files, overwrite=overwrite)
+    return replace(result, plot=drawn)
 
 
 def _depends(cluster: Cluster) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -52,9 +53,12 @@ def inspect(
     modules: bool = False,
     runtime: str | None = None,
     threads: int = 1,
+    plot: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
 ) -> Inspection:
     """Say what a reference is. `weights` also reads the values: norms, NaN, dead modules, singular values.
 
+    `plot` draws them as a .png or .html file: the norm of every delta by block and layer, and the spectra.
     `runtime` (an id of formats.runtimes) adds, for every key, whether that runtime loads it, and why not. Raises
     UsageError for an unknown runtime, MalformedFile, UnsafeFile and NonFinite for what cannot be read, and
     ArchitectureMismatch where `arch` does not fit; any well-formed file gets an answer, whatever it is.
@@ -62,6 +66,21 @@ def inspect(
     if runtime is not None:
         runtime_of(runtime)
     opened = open_reference(reference, unsafe_pickle=unsafe_pickle)
+    if plot is None:
+        return _inspection(opened, arch, runtime, weights=weights, modules=modules, threads=threads)
+    from loratools.operations.plots import weights_plot
+    from loratools.reports.plot import guard_plot, write_plot
+
+    guard_plot(plot, opened.files, overwrite=overwrite)
+    found = _inspection(opened, arch, runtime, weights=True, modules=modules, threads=threads)
+    drawn = write_plot(plot, weights_plot(found.document), opened.files, overwrite=overwrite)
+    return replace(found, document={**found.document, "plot": str(drawn)})
+
+
+def _inspection(
+    opened: Opened, arch: str | None, runtime: str | None, *, weights: bool, modules: bool, threads: int
+) -> Inspection:
+    """The answer for one reference, whatever it is."""
     if opened.layout == "pipeline":
         return _other(opened)
     try:
@@ -90,6 +109,7 @@ def _adapter(reading: Reading, values: Health | None, *, modules: bool, runtime:
     if len(held.architectures) > 1 and reading.settled is None:
         warnings.append(f"fits {', '.join(held.architectures)} alike; --arch tells convert which")
     answers = loads(reading)
+    ranks = [(item, item.rank) for item in held.adapters]
     document: dict[str, Any] = {
         **_frame(reading.opened, "adapter", dialect.format),
         "producer": producer(held),
@@ -99,8 +119,8 @@ def _adapter(reading: Reading, values: Health | None, *, modules: bool, runtime:
         "kinds": sorted({name for item in held.adapters for name in kind_of(item.kind).kinds(item.factors)}),
         "components": dict(Counter(item.target.component for item in held.adapters)),
         "adapters": len(held.adapters),
-        "ranks": _counts(item.rank for item in held.adapters if item.rank is not None),
-        "alpha": _alpha(held.adapters),
+        "ranks": _counts(rank for _, rank in ranks if rank is not None),
+        "alpha": _alpha([item for item, rank in ranks if rank is not None]),
         "base_model": base_model(held),
         "trigger_words": trigger_words(held.metadata),
         "training": training(held.metadata),
@@ -148,9 +168,8 @@ def _counts(values: Iterable[Any]) -> dict[str, int]:
     return {str(value): count for value, count in Counter(values).most_common()}
 
 
-def _alpha(adapters: Sequence[Adapter]) -> dict[str, Any]:
+def _alpha(ranked: Sequence[Adapter]) -> dict[str, Any]:
     """Where alpha came from, its values and the scales it makes."""
-    ranked = [item for item in adapters if item.rank is not None]
     sources = Counter(item.alpha.source for item in ranked)
     return {
         "source": "+".join(name for name, _ in sources.most_common()) or None,
