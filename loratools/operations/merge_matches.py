@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
+from loratools.adapters.adapter import AdapterSet
 from loratools.adapters.dora import is_dora
 from loratools.adapters.kind import kind_of
 from loratools.architectures.architecture import Architecture
 from loratools.architectures.registry import ARCHITECTURES
-from loratools.bases.checkpoint import Checkpoint
 from loratools.bases.placing import Placing, Unmatched
+from loratools.bases.weights import Base
 from loratools.errors import ArchitectureMismatch, PartialMatch, UsageError, closest, nearest
 from loratools.formats.opening import Reference
 from loratools.operations.lora import Lora, open_lora
 from loratools.operations.merging import Applied, UnmatchedModule, by_component
 from loratools.operations.saved_whole import place_saved
-from loratools.operations.scales import Scales
+from loratools.operations.scales import Scales, Weighing
 from loratools.operations.to_kind import shared
 
 Weighted = Reference | Lora | tuple[Reference | Lora, float]
@@ -30,9 +32,9 @@ def opened(item: Weighted, arch: str | None, *, unsafe_pickle: bool) -> tuple[Lo
     return open_lora(reference, arch=arch, unsafe_pickle=unsafe_pickle), number
 
 
-def shared_architecture(checkpoint: Checkpoint, loras: Sequence[Lora]) -> tuple[Architecture | None, str | None]:
+def shared_architecture(base: Base, loras: Sequence[Lora]) -> tuple[Architecture | None, str | None]:
     """The table and the id that the base and all adapters share; ArchitectureMismatch where there is none."""
-    found = checkpoint.base.candidates
+    found = base.candidates
     for lora in loras:
         ours = (lora.architecture,) if lora.architecture else lora.candidates
         both = shared(ours, found)
@@ -50,39 +52,72 @@ def shared_architecture(checkpoint: Checkpoint, loras: Sequence[Lora]) -> tuple[
     return (known.get(name) if name else None), name
 
 
-def matched(
-    placing: Placing, given: tuple[Lora, float], scales: Scales, table: Architecture | None, only: Sequence[str] | None
-) -> Applied:
-    """Put one adapter set, or the components `only` of it, in its places."""
-    (lora, by), components = given, only
+@dataclass(frozen=True, slots=True)
+class Weighed:
+    """An adapter set as it is merged: the scale of all of it, what multiplies each layer beyond that, and the
+    components that are left out.
+    """
+
+    lora: Lora
+    source: AdapterSet
+    scale: float
+    weigh: Weighing
+    table: Architecture | None
+    left_out: tuple[str, ...]
+
+    def scale_of(self, component: str, path: str) -> float:
+        """What a change of one layer is multiplied by."""
+        return self.scale * self.weigh(component, path)
+
+
+def weighed(
+    given: tuple[Lora, float], scales: Scales, table: Architecture | None, only: Sequence[str] | None
+) -> Weighed:
+    """An adapter set, or the components `only` of it; UsageError for components that it does not have."""
+    lora, scale = given
     source = lora.reading.bind(table.id) if table else lora.adapter_set
     present = list(dict.fromkeys(item.target.component for item in source.adapters))
-    for name in components or ():
+    for name in only or ():
         if name not in present:
             raise UsageError(
                 f"the adapter has no component {name!r}",
                 path=lora.name,
                 hint=nearest(name, present) or f"components: {', '.join(present)}",
             )
-    wanted = [item for item in source.adapters if not components or item.target.component in components]
-    weigh = scales.weighing(table, present)
+    wanted = tuple(item for item in source.adapters if not only or item.target.component in only)
+    extras = {name: saved for name, saved in source.extras.items() if not only or not name or name in only}
+    left = tuple(name for name in present if only and name not in only)
+    return Weighed(
+        lora, replace(source, adapters=wanted, extras=extras), scale, scales.weighing(table, present), table, left
+    )
+
+
+def matched(
+    placing: Placing, given: tuple[Lora, float], scales: Scales, table: Architecture | None, only: Sequence[str] | None
+) -> Applied:
+    """Put one adapter set, or the components `only` of it, in its places."""
+    return placed(placing, weighed(given, scales, table, only))
+
+
+def placed(placing: Placing, given: Weighed, *, skip: str | None = None) -> Applied:
+    """Put one adapter set in its places; the path `skip` has its place already."""
     before = len(placing.unmatched)
-    placed: list[str] = []
-    for item in wanted:
-        by_path = {path: by * weigh(item.target.component, path) for path in item.target.paths}
-        if placing.add(item, by_path):
-            placed.append(item.target.component)
-    left = place_saved(placing, source, table, by, components)
+    components: list[str] = []
+    for item in given.source.adapters:
+        by_path = {path: given.scale_of(item.target.component, path) for path in item.target.paths}
+        if item.target.paths == (skip,) or placing.add(item, by_path):
+            components.append(item.target.component)
+    left = place_saved(placing, given.source, given.table, given.scale_of, skip=skip)
     missed = placing.unmatched[before:]
     return Applied(
-        lora.name,
-        lora.format,
-        lora.kinds,
-        by,
-        by_component([item.target.component for item in wanted]),
-        by_component(placed),
+        given.lora.name,
+        given.lora.format,
+        given.lora.kinds,
+        given.scale,
+        by_component([item.target.component for item in given.source.adapters]),
+        by_component(components),
         tuple(_unmatched(item, placing if at < _NEAREST else None) for at, item in enumerate(missed)),
-        (*left, *(f"{name}: not among --components" for name in present if components and name not in components)),
+        (*left, *(f"{name}: not among --components" for name in given.left_out)),
     )
 
 
