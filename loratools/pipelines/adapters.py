@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import json
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from loratools.tensors.dtypes import DTYPES
+from loratools.tensors.safetensors_file import open_safetensors
 
 if TYPE_CHECKING:
     import torch
@@ -29,27 +35,44 @@ TEXT_ENCODER: Mapping[str, tuple[int, int]] = {
     "out_proj": (4, 2),
     "fc1": (8, 4),
 }
-"""The same for the text encoder."""
+"""The same for the text encoders."""
+
+LARGEST_RANK = max(rank for table in (DENOISER, TEXT_ENCODER) for rank, _ in table.values())
 
 
-def make_demo_adapter(pipeline_folder: Path, out: Path, *, seed: int = 0) -> Path:
-    """Write a LoRA for the denoiser and the first text encoder of a pipeline to `out`, a `.safetensors` file.
+def make_demo_adapter(pipeline_folder: Path, out: Path, *, seed: int = 0, variant: str | None = None) -> Path:
+    """Write a LoRA for the denoiser and the CLIP text encoders of a pipeline to `out`, a `.safetensors` file.
 
-    Ranks and alphas differ from module to module; the alphas lie in the file's `lora_adapter_metadata`.
-    The same pipeline and seed make the same tensors and metadata.
+    Ranks and alphas differ from module to module; the alphas lie in the file's `lora_adapter_metadata`; the dtype is
+    the pipeline's. One component is in memory at a time. The same pipeline and seed make the same tensors and metadata.
     """
+    import diffusers
     import torch
-    from diffusers import DiffusionPipeline
 
-    pipeline = DiffusionPipeline.from_pretrained(pipeline_folder, local_files_only=True)
-    denoiser = "unet" if getattr(pipeline, "unet", None) is not None else "transformer"
+    index = json.loads((pipeline_folder / "model_index.json").read_text())
     layers: dict[str, Any] = {}
     generator = torch.Generator().manual_seed(seed)
-    for name, table in ((denoiser, DENOISER), ("text_encoder", TEXT_ENCODER)):
-        factors, config = _adapt(getattr(pipeline, name), table, generator)
+    for name in ("unet", "transformer", "text_encoder", "text_encoder_2"):
+        library, class_name = index.get(name) or ("", "")
+        if not library or class_name == "T5EncoderModel":  # which diffusers' loader of LoRAs leaves alone
+            continue
+        model = _component(pipeline_folder / name, library, class_name, variant)
+        factors, config = _adapt(model, TEXT_ENCODER if name.startswith("text_encoder") else DENOISER, generator)
         layers |= {f"{name}_lora_layers": factors, f"{name}_lora_adapter_metadata": config}
-    pipeline.save_lora_weights(out.parent, weight_name=out.name, **layers)
+        del model
+        gc.collect()  # a model holds itself in cycles
+    getattr(diffusers, index["_class_name"]).save_lora_weights(out.parent, weight_name=out.name, **layers)
     return out
+
+
+def _component(folder: Path, library: str, class_name: str, variant: str | None) -> Any:
+    """One model of a pipeline, in the dtype of its file."""
+    import torch
+
+    weights = open_safetensors(next(iter(sorted(folder.glob("*.safetensors")))))
+    dtype = getattr(torch, DTYPES[weights[next(iter(weights))].dtype].torch or "float32")
+    cls = getattr(import_module(library), class_name)
+    return cls.from_pretrained(folder, local_files_only=True, variant=variant, dtype=dtype)
 
 
 def _adapt(
@@ -75,8 +98,8 @@ def _adapt(
                 down, up = module.lora_A["default"].weight, module.lora_B["default"].weight
                 for factor in (down, up):
                     factor.copy_(torch.randn(factor.shape, generator=generator) / factor.shape[1] ** 0.5)
-                delta = module.get_delta_weight("default")
-                up.mul_(STRENGTH * module.get_base_layer().weight.norm() / delta.norm())
+                delta = module.get_delta_weight("default").float()
+                up.mul_(STRENGTH * module.get_base_layer().weight.float().norm() / delta.norm())
     written = model.peft_config["default"].to_dict()
     # A set would be written in an order that changes from run to run.
     return dict(get_peft_model_state_dict(model)), {**written, "target_modules": sorted(written["target_modules"])}

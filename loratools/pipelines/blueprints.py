@@ -1,224 +1,41 @@
-"""What a tiny pipeline consists of: the block layout and module names of the real model, with narrow layers."""
+"""The blueprints by architecture and size: what `make_pipeline` makes and what a pipeline folder is rebuilt from."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
 
 from loratools.errors import UsageError, nearest
+from loratools.pipelines.blueprints_full import FULL
+from loratools.pipelines.blueprints_tiny import TINY
+from loratools.pipelines.parts import Blueprint, Size
 
-Library = Literal["diffusers", "transformers"]
-
-VOCABULARY_CLIP = 514
-"""Two symbols for each byte (inside and at the end of a word), then the start and the end of a text."""
-
-VOCABULARY_T5 = 256
-"""<pad>, </s>, <unk>, the characters, and room to spare."""
-
-PIXELS = 64
-"""Height and width at which the tiny pipelines are meant to run."""
+BLUEPRINTS: Mapping[Size, tuple[Blueprint, ...]] = {"tiny": TINY, "full": FULL}
+"""By size; of several with one architecture the first is the one that is meant where nothing else is said."""
 
 
-@dataclass(frozen=True)
-class Part:
-    """One component of a pipeline: a model or scheduler class of `library`, and its configuration."""
-
-    name: str
-    library: Library
-    class_name: str
-    config: Mapping[str, Any]
-
-    @property
-    def is_model(self) -> bool:
-        """Whether it has weights."""
-        return not self.class_name.endswith("Scheduler")
+def architectures() -> tuple[str, ...]:
+    """The architectures that have blueprints of every size."""
+    return tuple(sorted({entry.architecture for entry in TINY}))
 
 
-@dataclass(frozen=True)
-class Blueprint:
-    """A whole pipeline: its diffusers class, the parts, the tokenizers by kind, and the components left out."""
+def blueprint(architecture: str, size: Size = "tiny", *, pixels: int | None = None) -> Blueprint:
+    """The blueprint of an architecture (sd1, sd2, sdxl, flux1), tiny or as published ("full").
 
-    architecture: str
-    pipeline: str
-    parts: tuple[Part, ...]
-    tokenizers: Mapping[str, Literal["clip", "t5"]]
-    absent: tuple[str, ...] = ()
-    options: Mapping[str, Any] | None = None
-
-    @property
-    def text_encoders(self) -> tuple[str, ...]:
-        """The names of the text encoders, in order."""
-        return tuple(part.name for part in self.parts if part.name.startswith("text_encoder"))
-
-    @property
-    def denoiser(self) -> str:
-        """The name of the component that removes noise."""
-        return next(part.name for part in self.parts if part.name in ("unet", "transformer"))
-
-
-def _clip(name: str, hidden: int, *, projection: int, activation: str, with_projection: bool = False) -> Part:
-    config = {
-        "vocab_size": VOCABULARY_CLIP,
-        "hidden_size": hidden,
-        "intermediate_size": 2 * hidden,
-        "projection_dim": projection,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "max_position_embeddings": 77,
-        "hidden_act": activation,
-        "bos_token_id": VOCABULARY_CLIP - 2,
-        "eos_token_id": VOCABULARY_CLIP - 1,
-        "pad_token_id": VOCABULARY_CLIP - 1,
-    }
-    return Part(name, "transformers", "CLIPTextModelWithProjection" if with_projection else "CLIPTextModel", config)
-
-
-def _vae(latents: int, scaling: float, **more: Any) -> Part:
-    config = {
-        "in_channels": 3,
-        "out_channels": 3,
-        "latent_channels": latents,
-        "down_block_types": ("DownEncoderBlock2D",) * 4,
-        "up_block_types": ("UpDecoderBlock2D",) * 4,
-        "block_out_channels": (8, 16, 16, 16),
-        "layers_per_block": 2,
-        "norm_num_groups": 8,
-        "sample_size": PIXELS,
-        "scaling_factor": scaling,
-        **more,
-    }
-    return Part("vae", "diffusers", "AutoencoderKL", config)
-
-
-def _unet(**config: Any) -> Part:
-    common = {"in_channels": 4, "out_channels": 4, "layers_per_block": 2, "norm_num_groups": 8, "sample_size": 8}
-    return Part("unet", "diffusers", "UNet2DConditionModel", common | config)
-
-
-_SD_BLOCKS = {
-    "block_out_channels": (16, 32, 48, 48),
-    "down_block_types": (*("CrossAttnDownBlock2D",) * 3, "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", *("CrossAttnUpBlock2D",) * 3),
-}
-
-_SD_NOISE = {
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "num_train_timesteps": 1000,
-    "steps_offset": 1,
-}
-
-_DDIM_NOISE = _SD_NOISE | {"clip_sample": False, "set_alpha_to_one": False}
-
-SD1 = Blueprint(
-    architecture="sd1",
-    pipeline="StableDiffusionPipeline",
-    parts=(
-        _unet(**_SD_BLOCKS, cross_attention_dim=32, attention_head_dim=4),
-        _clip("text_encoder", 32, projection=32, activation="quick_gelu"),
-        _vae(4, 0.18215),
-        Part("scheduler", "diffusers", "DDIMScheduler", _DDIM_NOISE),
-    ),
-    tokenizers={"tokenizer": "clip"},
-    absent=("safety_checker", "feature_extractor", "image_encoder"),
-    options={"requires_safety_checker": False},
-)
-
-SD2 = Blueprint(
-    architecture="sd2",
-    pipeline="StableDiffusionPipeline",
-    parts=(
-        _unet(**_SD_BLOCKS, cross_attention_dim=40, attention_head_dim=(2, 4, 4, 4), use_linear_projection=True),
-        _clip("text_encoder", 40, projection=24, activation="gelu"),
-        _vae(4, 0.18215),
-        Part("scheduler", "diffusers", "DDIMScheduler", _DDIM_NOISE | {"prediction_type": "v_prediction"}),
-    ),
-    tokenizers={"tokenizer": "clip"},
-    absent=("safety_checker", "feature_extractor", "image_encoder"),
-    options={"requires_safety_checker": False},
-)
-
-SDXL = Blueprint(
-    architecture="sdxl",
-    pipeline="StableDiffusionXLPipeline",
-    parts=(
-        _unet(
-            block_out_channels=(16, 24, 32),
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            transformer_layers_per_block=(1, 2, 10),
-            attention_head_dim=(2, 4, 4),
-            cross_attention_dim=72,
-            use_linear_projection=True,
-            addition_embed_type="text_time",
-            addition_time_embed_dim=8,
-            projection_class_embeddings_input_dim=6 * 8 + 48,
-        ),
-        _clip("text_encoder", 32, projection=32, activation="quick_gelu"),
-        _clip("text_encoder_2", 40, projection=48, activation="gelu", with_projection=True),
-        _vae(4, 0.13025),
-        Part("scheduler", "diffusers", "EulerDiscreteScheduler", _SD_NOISE | {"timestep_spacing": "leading"}),
-    ),
-    tokenizers={"tokenizer": "clip", "tokenizer_2": "clip"},
-    absent=("feature_extractor", "image_encoder"),
-    options={"force_zeros_for_empty_prompt": True},
-)
-
-FLUX1 = Blueprint(
-    architecture="flux1",
-    pipeline="FluxPipeline",
-    parts=(
-        Part(
-            "transformer",
-            "diffusers",
-            "FluxTransformer2DModel",
-            {
-                "in_channels": 64,
-                "num_layers": 2,
-                "num_single_layers": 2,
-                "attention_head_dim": 16,
-                "num_attention_heads": 2,
-                "joint_attention_dim": 40,
-                "pooled_projection_dim": 48,
-                "guidance_embeds": True,
-                "axes_dims_rope": (4, 6, 6),
-            },
-        ),
-        _clip("text_encoder", 48, projection=48, activation="quick_gelu"),
-        Part(
-            "text_encoder_2",
-            "transformers",
-            "T5EncoderModel",
-            {
-                "vocab_size": VOCABULARY_T5,
-                "d_model": 40,
-                "d_kv": 8,
-                "d_ff": 64,
-                "num_layers": 2,
-                "num_heads": 4,
-                "feed_forward_proj": "gated-gelu",
-                "tie_word_embeddings": False,
-            },
-        ),
-        _vae(16, 0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False),
-        Part("scheduler", "diffusers", "FlowMatchEulerDiscreteScheduler", {"shift": 3.0, "use_dynamic_shifting": True}),
-    ),
-    tokenizers={"tokenizer": "clip", "tokenizer_2": "t5"},
-    absent=("feature_extractor", "image_encoder"),
-)
-
-BLUEPRINTS = (FLUX1, SD1, SD2, SDXL)
-
-
-def blueprint(architecture: str) -> Blueprint:
-    """The blueprint of an architecture; raises UsageError where there is none."""
-    for entry in BLUEPRINTS:
-        if entry.architecture == architecture:
+    `pixels` picks among models of one architecture by the resolution that they were made for: sd2 has one of 768
+    (v-prediction, the default) and one of 512. Raises UsageError where there is none.
+    """
+    entries = BLUEPRINTS.get(size)
+    if entries is None:
+        raise UsageError(f"{size!r} is no size; there are tiny and full", hint=nearest(size, BLUEPRINTS))
+    found = [entry for entry in entries if entry.architecture == architecture]
+    if not found:
+        known = architectures()
+        raise UsageError(
+            f"no pipeline is known for {architecture!r}; there are {', '.join(known)}",
+            hint=nearest(architecture, known),
+        )
+    for entry in found:
+        if pixels is None or entry.pixels == pixels:
             return entry
-    known = [entry.architecture for entry in BLUEPRINTS]
-    raise UsageError(
-        f"no tiny pipeline is known for {architecture!r}; there are {', '.join(known)}",
-        hint=nearest(architecture, known),
-    )
+    made_for = ", ".join(str(entry.pixels) for entry in found)
+    raise UsageError(f"no {size} {architecture} is made for {pixels} pixels; there are {made_for}")

@@ -1,101 +1,111 @@
-"""Complete tiny diffusers pipelines, made on the spot: real block layouts and names, seeded weights, no download."""
+"""Complete diffusers pipelines made on the spot: real layouts and names, seeded random weights, no download."""
 
 from __future__ import annotations
 
+import gc
+import os
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from loratools.pipelines.blueprints import PIXELS, Part, blueprint
+from loratools.errors import UnsupportedFile, UsageError, nearest
+from loratools.pipelines.blueprints import blueprint
+from loratools.pipelines.parts import Blueprint, Size
+from loratools.pipelines.quiet import quiet_libraries
+from loratools.pipelines.random_models import fill, make_skeleton
+from loratools.pipelines.running import require_device
+from loratools.pipelines.single_file import SINGLE_FILES, export_single_file
+from loratools.pipelines.tokenizers import make_tokenizer
+from loratools.tensors.output import check_free_space, disk_errors, guard_folder, guard_output, temporary_beside
 
-if TYPE_CHECKING:
-    from torch import nn
-
-SPREAD_BIAS = 0.05
-"""Standard deviation of biases: classes that start them at zero would hide a bias that was lost."""
-
-PAIRS = ("th", "he", "in", "er", "an", "re", "on", "at", "en", "nd", "st", "or", "te", "es")
-"""Letter pairs that the tiny vocabularies know as one symbol."""
+BYTES: Mapping[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
+"""The dtypes that weights can have, and the bytes of one value."""
 
 
-def make_pipeline(architecture: str, folder: Path, *, seed: int = 0) -> Path:
-    """Write a tiny pipeline of `architecture` (sd1, sd2, sdxl, flux1) into `folder` and return the folder.
+def make_pipeline(
+    architecture: str,
+    folder: str | os.PathLike[str],
+    *,
+    size: Size = "tiny",
+    seed: int = 0,
+    dtype: str = "float32",
+    device: str = "cpu",
+    variant: str | None = None,
+    single_file: str | os.PathLike[str] | None = None,
+) -> Path:
+    """Write a pipeline of `architecture` (sd1, sd2, sdxl, flux1) with random weights to `folder`; return the folder.
 
-    `DiffusionPipeline.from_pretrained(folder)` loads it without a network. It runs at 64 × 64 pixels (the default
-    of the U-Net pipelines; Flux must be told `height` and `width`).
-    The same seed makes the same weights. Raises UsageError for an architecture without a blueprint.
+    `size` is "tiny" (the real block layout with narrow layers, for 64 × 64 pixels) or "full" (the published
+    configuration). `DiffusionPipeline.from_pretrained(folder)` loads it without a network; `variant` is the word in
+    the names of the weight files ("fp16"). `single_file` names a checkpoint to write beside it, under the names that
+    web UIs load. One component is in memory at a time, in `dtype`. The same seed makes the same bytes on the same
+    device, and a narrow dtype holds the float32 values rounded once.
+
+    Raises UsageError for words that are not known, UnsupportedFile for a single file of an architecture that has
+    none, OutputExists and OutputRefused for places that are taken, and ResourceError where the disk is full or the
+    device is not there.
     """
+    plan = blueprint(architecture, size)
+    if dtype not in BYTES:
+        raise UsageError(f"{dtype!r} is no dtype; there are {', '.join(BYTES)}", hint=nearest(dtype, BYTES))
+    if single_file is not None and architecture not in SINGLE_FILES:
+        raise UnsupportedFile(f"{architecture} has no single-file naming", hint=f"one of {', '.join(SINGLE_FILES)}")
+    require_device(device)
+    out = Path(folder)
+    guard_folder(out, (), overwrite=False)
+    if single_file is not None:
+        guard_output(single_file, (), overwrite=False)
+    with quiet_libraries():
+        parts = {part.name: make_skeleton(part) for part in plan.parts}
+    needed = sum(_nbytes(parts[part.name], dtype) for part in plan.parts if part.is_model)
+    check_free_space(out.parent, needed if single_file is None else 2 * needed)
+    staged = temporary_beside(out)
+    try:
+        with disk_errors(out, needed), quiet_libraries():
+            _write(plan, parts, staged, seed=seed, dtype=dtype, device=device, variant=variant)
+        if out.exists():
+            out.rmdir()  # guard_folder let an empty one pass
+        staged.rename(out)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+    if single_file is not None:
+        export_single_file(out, Path(single_file), architecture)
+    return out
+
+
+def pipeline_size(architecture: str, size: Size = "tiny", dtype: str = "float32") -> dict[str, int]:
+    """The bytes of the weights of each model in a pipeline that `make_pipeline` would make."""
+    with quiet_libraries():
+        return {
+            part.name: _nbytes(make_skeleton(part), dtype)
+            for part in blueprint(architecture, size).parts
+            if part.is_model
+        }
+
+
+def _nbytes(model: Any, dtype: str) -> int:
+    values: int = sum(parameter.numel() for parameter in model.parameters())
+    return values * BYTES[dtype]
+
+
+def _write(plan: Blueprint, parts: dict[str, Any], folder: Path, *, seed: int, variant: str | None, **how: str) -> None:
+    """Save index, tokenizers and parts; each model gets its weights only when its turn comes, and is dropped."""
     import diffusers
 
-    plan = blueprint(architecture)
-    parts: dict[str, Any] = {part.name: make_part(part, seed=seed + at) for at, part in enumerate(plan.parts)}
-    tokenizers = {name: _TOKENIZERS[kind]() for name, kind in plan.tokenizers.items()}
+    tokenizers = {name: make_tokenizer(entry) for name, entry in plan.tokenizers.items()}
     absent = dict.fromkeys(plan.absent)
     pipeline = getattr(diffusers, plan.pipeline)(**parts, **tokenizers, **absent, **(plan.options or {}))
-    pipeline.save_pretrained(folder, safe_serialization=True)
-    return folder
-
-
-def make_part(part: Part, *, seed: int = 0) -> Any:
-    """The model (in evaluation mode, float32) or scheduler that `part` describes; weights depend on `seed` alone."""
-    import diffusers
-    import torch
-    import transformers
-
-    cls = getattr(diffusers if part.library == "diffusers" else transformers, part.class_name)
-    if not part.is_model:
-        return cls(**part.config)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = cls(**part.config) if part.library == "diffusers" else cls(cls.config_class(**part.config))
-        _seed_weights(model, seed)
-    return model.eval()
-
-
-def make_clip_tokenizer() -> Any:
-    """A CLIP tokenizer of `VOCABULARY_CLIP` symbols: bytes in and at the end of words, two marks."""
-    import transformers
-    from tokenizers.pre_tokenizers import ByteLevel
-
-    letters = sorted(ByteLevel.alphabet())
-    special = ("<|startoftext|>", "<|endoftext|>")
-    symbols = [*letters, *(letter + "</w>" for letter in letters), *special]
-    return transformers.CLIPTokenizer(
-        vocab={symbol: at for at, symbol in enumerate(symbols)}, merges=[], model_max_length=77
-    )
-
-
-def make_t5_tokenizer() -> Any:
-    """A T5 tokenizer (unigram) of printable ASCII and a few letter pairs, within `VOCABULARY_T5` symbols."""
-    import transformers
-
-    characters = [chr(code) for code in range(33, 127)]
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\N{LOWER ONE EIGHTH BLOCK}", -2.0)]
-    pieces += [(character, -4.0) for character in characters] + [(pair, -5.0) for pair in PAIRS]
-    return transformers.T5TokenizerFast(vocab=pieces, extra_ids=0, model_max_length=PIXELS)
-
-
-_TOKENIZERS = {"clip": make_clip_tokenizer, "t5": make_t5_tokenizer}
-
-
-def _seed_weights(model: nn.Module, seed: int) -> None:
-    """Weights as the class draws them, save where it draws none: norms around one, biases around zero, wide enough
-    that every module shows in the picture.
-    """
-    import torch
-    from torch import nn
-
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for module in model.modules():
-            weight = getattr(module, "weight", None)
-            bias = getattr(module, "bias", None)
-            if isinstance(weight, torch.Tensor):
-                if isinstance(module, (nn.Linear, nn.Conv2d)):
-                    fan_in = weight[0].numel()
-                    weight.copy_(torch.randn(weight.shape, generator=generator) / fan_in**0.5)
-                elif weight.ndim == 1:
-                    weight.copy_(1 + SPREAD_BIAS * torch.randn(weight.shape, generator=generator))
-                else:
-                    weight.copy_(0.5 * torch.randn(weight.shape, generator=generator))
-            if isinstance(bias, torch.Tensor):
-                bias.copy_(SPREAD_BIAS * torch.randn(bias.shape, generator=generator))
+    pipeline.save_config(folder)
+    del pipeline
+    for name, tokenizer in tokenizers.items():
+        tokenizer.save_pretrained(folder / name)
+    for at, part in enumerate(plan.parts):
+        made = parts.pop(part.name)
+        if part.is_model:
+            fill(made, seed=seed + at, **how)
+            made.save_pretrained(folder / part.name, variant=variant)
+        else:
+            made.save_pretrained(folder / part.name)
+        del made
+        gc.collect()  # a model holds itself in cycles

@@ -1,0 +1,134 @@
+"""The demo's chapters: one verb each beyond conversion, every claim measured against the adapter it began with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loratools.operations.combine import combine
+from loratools.operations.compare import compare
+from loratools.operations.demo_made import Made, Say
+from loratools.operations.extract import extract
+from loratools.operations.merge import merge
+from loratools.operations.resize import resize
+from loratools.pipelines.adapters import LARGEST_RANK
+
+if TYPE_CHECKING:
+    import torch
+
+ROUNDING: Mapping[str, float] = {"float32": 1e-6, "float16": 2e-3, "bfloat16": 1.6e-2}
+"""By dtype: what sums and roundings to it may cost, relative to the largest weight or delta there is."""
+EXTRACTED: Mapping[str, float] = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 8e-2}
+"""By the dtype of the merged weights: what an extraction may miss, most of it that dtype's rounding."""
+
+MERGED = "merged"
+EXTRACTED_FILE = "extracted.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Chapter:
+    """One verb more: what it wrote, what it claims, and the relative error that was measured against its limit."""
+
+    verb: str
+    name: str
+    size: int
+    claim: str
+    error: float
+    limit: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether the claim is true."""
+        return self.error <= self.limit
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {
+            "verb": self.verb,
+            "file": self.name,
+            "size": self.size,
+            "claim": self.claim,
+            "error": self.error,
+            "limit": self.limit,
+            "holds": self.holds,
+        }
+
+
+def merging(made: Made, say: Say) -> Chapter:
+    """Merge the LoRA into the pipeline, and take it out again."""
+    say("merging the LoRA into the pipeline, and taking it out again")
+    merged, unmerged = made.folder / MERGED, made.folder / "unmerged"
+    done = merge(made.pipeline, [made.lora], merged, arch=made.architecture)
+    merge(merged, [(made.lora, -1.0)], unmerged, arch=made.architecture)
+    claim = f"{done.plan.changed} weights are W + Δ; minus Δ they are W again"
+    away = _distance(made.denoiser, unmerged / made.denoiser.name)
+    return Chapter("merge", merged.name, done.size, claim, away, ROUNDING[made.dtype])
+
+
+def extracting(made: Made, say: Say) -> Chapter:
+    """Extract the LoRA from the merged pipeline and the first one."""
+    say("extracting a LoRA from the merged pipeline and the first one, by SVD")
+    limit = EXTRACTED[made.dtype]
+    # Rounded weights differ by noise of full rank beside the LoRA: there the rank is given.
+    wish: dict[str, Any] = {"error": limit} if made.dtype == "float32" else {"rank": LARGEST_RANK}
+    out = made.folder / EXTRACTED_FILE
+    taken = extract(made.pipeline, made.folder / MERGED, dtype="F32", arch=made.architecture, **wish).save(out)
+    worst = compare(made.lora, out, arch=made.architecture).worst
+    claim = "the difference of the two pipelines is the LoRA"
+    return Chapter("extract", out.name, taken.size, claim, worst, limit)
+
+
+def resizing(made: Made, say: Say) -> Chapter:
+    """Resize the LoRA, and compare what each layer lost with what is stated."""
+    say("resizing the LoRA to rank 2, from its factors")
+    out = made.folder / "lora.rank2.safetensors"
+    smaller = resize(made.lora, rank=2, arch=made.architecture).save(out)
+    stated = {layer.module: layer.error or 0.0 for layer in smaller.layers}
+    compared = compare(made.lora, out, arch=made.architecture)
+    found = {item.module: item.relative_error for item in compared.modules}
+    off = max(abs(found[name] - error) for name, error in stated.items())
+    claim = f"each layer loses what is stated, {smaller.error or 0.0:.0%} in all"
+    return Chapter("resize", out.name, smaller.size, claim, off, ROUNDING[made.dtype])
+
+
+def combining(made: Made, say: Say) -> Chapter:
+    """Combine half of the LoRA with half of what was extracted."""
+    say("combining half of the LoRA with half of what was extracted")
+    out = made.folder / "combined.safetensors"
+    halves = [(made.lora, 0.5), (made.folder / EXTRACTED_FILE, 0.5)]
+    joined = combine(halves, arch=made.architecture).save(out)
+    worst = compare(made.lora, out, arch=made.architecture).worst
+    return Chapter("combine", out.name, joined.size, "two halves are the LoRA", worst, EXTRACTED[made.dtype])
+
+
+CHAPTERS: tuple[Callable[[Made, Say], Chapter], ...] = (merging, extracting, resizing, combining)
+"""In the order in which they are told; a chapter may read what an earlier one wrote."""
+COPIES = 2
+"""How often the chapters together write the pipeline's weights."""
+
+
+def _distance(left: Path, right: Path) -> float:
+    """The largest relative difference of a tensor between two model folders, read by the safetensors library."""
+    from safetensors import safe_open
+
+    held = {key: file for file in sorted(right.glob("*.safetensors")) for key in _keys(file)}
+    worst = 0.0
+    for path in sorted(left.glob("*.safetensors")):
+        with safe_open(path, "pt") as ours:
+            for key in ours.keys():  # noqa: SIM118 — a file, not a mapping
+                with safe_open(held[key], "pt") as theirs:
+                    worst = max(worst, _relative(theirs.get_tensor(key), ours.get_tensor(key)))
+    return worst
+
+
+def _keys(path: Path) -> list[str]:
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        return list(file.keys())
+
+
+def _relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    return float((found.float() - wanted.float()).norm() / wanted.float().norm())

@@ -1,0 +1,90 @@
+"""Models of a part with seeded random weights, made parameter by parameter: memory is the model's own, in its dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from loratools.pipelines.parts import Part
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+SPREAD_BIAS = 0.05
+"""Standard deviation of biases: classes that start them at zero would hide a bias that was lost."""
+
+
+def make_skeleton(part: Part) -> Any:
+    """The scheduler that `part` describes, or its model in evaluation mode: parameters on the meta device, buffers
+    real.
+    """
+    import diffusers
+    import torch
+    import transformers
+
+    cls = getattr(diffusers if part.library == "diffusers" else transformers, part.class_name)
+    if not part.is_model:
+        return cls.from_config(dict(part.config))  # keeps words of other classes, for whoever changes the scheduler
+    with torch.random.fork_rng(devices=[]), _parameters_on_meta():
+        model = cls(**part.config) if part.library == "diffusers" else cls(cls.config_class(**part.config))
+    return model.eval()
+
+
+def fill(model: Any, *, seed: int, dtype: str = "float32", device: str = "cpu") -> None:
+    """Give a model on the meta device its weights, drawn in float32 and rounded once to `dtype`.
+
+    Matrices and kernels keep the variance of what goes through them (1 / fan-in), norms lie around one and biases
+    around zero, so that every module shows in the picture and half precision does not overflow.
+    """
+    import torch
+    from torch import nn
+
+    generator = torch.Generator(device).manual_seed(seed)
+    largest = max(parameter.numel() for parameter in model.parameters())
+    # One for all: fresh memory for each would cost more time than the numbers.
+    scratch = torch.empty(largest, dtype=torch.float32, device=device)
+    done: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, empty in list(module._parameters.items()):  # its own, not those of modules within
+            if empty is None:
+                continue
+            if id(empty) not in done:  # tied weights stay one
+                drawn = scratch[: empty.numel()].normal_(generator=generator).view(empty.shape)
+                values = _spread(drawn, module, name).to(getattr(torch, dtype), copy=True)
+                done[id(empty)] = nn.Parameter(values, requires_grad=empty.requires_grad)
+            setattr(module, name, done[id(empty)])
+    model.to(device)  # its buffers
+
+
+def _spread(values: torch.Tensor, module: nn.Module, name: str) -> torch.Tensor:
+    """Standard normal values, in place, as a parameter of that name is spread."""
+    from torch import nn
+
+    if name == "bias":
+        return values.mul_(SPREAD_BIAS)
+    if isinstance(module, (nn.Linear, nn.Conv2d)):
+        return values.div_(values[0].numel() ** 0.5)
+    if values.ndim == 1:
+        return values.mul_(SPREAD_BIAS).add_(1)
+    return values.mul_(0.5)
+
+
+@contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Within the block every parameter that a module registers goes to the meta device, so that none is initialised."""
+    import torch
+    from torch import nn
+    from torch.nn.modules.module import register_module_parameter_registration_hook
+
+    def moved(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> Any:  # None: as it is
+        if parameter is None or parameter.is_meta:
+            return None
+        return nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=parameter.requires_grad)
+
+    handle = register_module_parameter_registration_hook(moved)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,83 @@
+"""The demo's things and its story: what is made, for whom, and where there is no room for it."""
+
+import json
+import os
+
+import pytest
+from click.testing import CliRunner
+
+from loratools.cli import demo as command
+from loratools.cli.main import cli
+from loratools.errors import OutputExists, ResourceError
+from loratools.operations import demo_made
+from loratools.operations.demo import demo
+from loratools.operations.demo_chapters import CHAPTERS
+from loratools.operations.demo_made import make_demo
+from loratools.pipelines.blueprints import architectures
+from loratools.pipelines.synthetic import BYTES
+
+
+def size(path):
+    files = [path] if path.is_file() else [item for item in path.rglob("*") if item.is_file()]
+    return sum(item.stat().st_size for item in files)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "things"),
+    [("sd1", {"pipeline", "single.safetensors", "lora.safetensors"}), ("flux1", {"pipeline", "lora.safetensors"})],
+)
+def test_make_makes_its_things_and_stops(architecture, things, tmp_path):
+    words = ["demo", "--make", "--keep", str(tmp_path / "new"), "--architecture", architecture, "--json"]
+    done = CliRunner().invoke(cli, words)
+    assert done.exit_code == 0, done.output
+    document = json.loads(done.stdout)
+    assert {item.name for item in (tmp_path / "new").iterdir()} == things
+    assert document["schema"] == "loratools.demo-made/1"
+    assert {row["file"]: row["size"] for row in document["files"]} == {
+        name: size(tmp_path / "new" / name) for name in things
+    }
+
+
+def test_make_without_a_place_to_keep_is_a_usage_error(run):
+    done = run("demo", "--make")
+    assert done.returncode == 2
+    assert "--keep" in done.stderr
+
+
+@pytest.mark.parametrize("made", [make_demo, demo])
+def test_a_full_size_pipeline_says_its_size_and_is_refused_where_it_has_no_room(made, tmp_path, monkeypatch):
+    class Room:
+        f_bavail, f_bfree, f_blocks, f_frsize = 1_000_000, 1_000_000, 9_000_000, 1000
+
+    monkeypatch.setattr(os, "statvfs", lambda _path: Room)
+    said = []
+    with pytest.raises(ResourceError) as refused:
+        made(tmp_path / "new" / "folder", size="full", report=said.append)
+    assert refused.value.exit_code == 5
+    assert list(tmp_path.iterdir()) == []
+    assert "is 2.1 GB" in said[0]
+    copies = {make_demo: 2, demo: 4}[made]  # the folder and the single file, and what is merged
+    assert refused.value.evidence["needed"] == copies * 2 * (859_520_964 + 123_060_480 + 83_653_863)
+
+
+def test_a_folder_that_holds_something_is_left_alone(tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(OutputExists):
+        make_demo(tmp_path)
+    assert [item.name for item in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize(("architecture", "dtype"), [("flux1", "bfloat16")])
+def test_the_story_holds_for_other_architectures_in_narrow_dtypes(architecture, dtype):
+    told = demo(architecture=architecture, dtype=dtype)
+    assert told.passed, told.to_dict()["chapters"]
+    assert told.folder is None
+    assert not told.made.folder.exists()
+    assert len(told.chapters) == len(CHAPTERS)
+    assert all(0 < chapter.error < chapter.limit for chapter in told.chapters)
+
+
+def test_the_options_are_those_of_the_pipelines():
+    assert tuple(command.ARCHITECTURES) == architectures()
+    assert set(command.DTYPES) == set(BYTES)
+    assert set(demo_made.DTYPES) == {"tiny", "full"}
