@@ -13,8 +13,7 @@ Axis = Literal["rows", "columns"]
 AlphaSource = Literal["tensor", "config", "metadata", "absent"]
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(NamedTuple):
     """The layer, or the layers that one weight fuses, that an adapter changes.
 
     `paths` are canonical and in the order in which their parts are stacked along `axis`; `ratio` are the relative
@@ -61,8 +60,7 @@ class Scale(NamedTuple):
         return same_sign and self.numerator**2 * other.root == other.numerator**2 * self.root
 
 
-@dataclass(frozen=True, slots=True)
-class Alpha:
+class Alpha(NamedTuple):
     """The numerator of an adapter's scale as its file states it; `value` None means absent, which is scale 1, not 0.
 
     `stored` is the dtype and shape of the tensor that held it; `rank_stabilized` makes the scale alpha / √rank.

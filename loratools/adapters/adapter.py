@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from loratools.adapters.kind import kind_of
 from loratools.adapters.settings import scale_under
@@ -12,14 +12,13 @@ from loratools.model import Alpha, Dialect, Scale, Target
 from loratools.tensors.lazy import LazyTensor
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(NamedTuple):
     """Where an adapter was read: the file, the stem its keys share, the key and shape of every role (and `alpha`)."""
 
     file: str
     stem: str
     keys: Mapping[str, str]
-    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    shapes: Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -182,7 +182,7 @@ class Combination:
         self._cut = Resizable(joined, maker=self._maker, dtype=self.method.dtype or widest(pairs))
         self.error = None
         made = self._cut.at(self._cut.limited(rank))
-        return replace(made, alpha=replace(made.alpha, stored=first.alpha.stored))
+        return replace(made, alpha=made.alpha._replace(stored=first.alpha.stored))
 
     # Elections
 

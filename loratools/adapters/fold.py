@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from fractions import Fraction
 
 from loratools.adapters.factors import Factors, load, refusal
@@ -30,10 +29,10 @@ def alpha_for(alpha: Alpha, scale: Scale, rank: int | None) -> tuple[Alpha, bool
         # (n / √root) · √rank = n · rank / √(root · rank)
         stable = Scale.of(scale.numerator * rank, scale.root * rank)
         if stable.root == 1:
-            return replace(alpha, value=stable.numerator), True
+            return alpha._replace(value=stable.numerator), True
     if scale.root == 1:
-        return replace(alpha, value=scale.numerator * rank, rank_stabilized=False), True
-    return replace(alpha, value=Fraction(float(scale) * rank), rank_stabilized=False), False
+        return alpha._replace(value=scale.numerator * rank, rank_stabilized=False), True
+    return alpha._replace(value=Fraction(float(scale) * rank), rank_stabilized=False), False
 
 
 def folded(kind: Kind, factors: Factors, ratio: Scale) -> tuple[dict[str, LazyTensor], bool]:

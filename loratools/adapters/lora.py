@@ -88,7 +88,7 @@ class LoRA:
 
     def weight_shape(self, factors: Factors) -> tuple[int | None, ...] | None:
         """(out, in, kernel…) of the weight; (vocab, dim) of an embedding."""
-        if told(factors, embedding_down=2, embedding_up=2):
+        if "embedding_down" in factors and told(factors, embedding_down=2, embedding_up=2):
             return factors["embedding_down"].shape[1], factors["embedding_up"].shape[0]
         if not told(factors, down=2, up=2):
             return None

@@ -122,7 +122,7 @@ def _by_path(adapters: Sequence[Adapter]) -> dict[str, Adapter]:
     found: dict[str, Adapter] = {}
     for adapter in adapters:
         for path, factors in rows_by_path(adapter).items():
-            target = replace(adapter.target, paths=(path,), ratio=(1,))
+            target = adapter.target._replace(paths=(path,), ratio=(1,))
             found[path] = replace(adapter, target=target, factors=factors)
     return found
 

@@ -286,7 +286,7 @@ def _origin(present: Sequence[_Part]) -> Origin | None:
         return None
     stems = dict.fromkeys(origin.stem for origin in origins)
     return (
-        replace(origins[0], stem=" + ".join(stems))
+        origins[0]._replace(stem=" + ".join(stems))
         if len(stems) == 1
-        else Origin(origins[0].file, " + ".join(stems), {})
+        else Origin(origins[0].file, " + ".join(stems), {}, {})
     )

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
-from loratools.adapters.expressions import expression
 from loratools.adapters.factors import Factors, Settings, refusal
 from loratools.errors import MalformedFile, NotRepresentable
 from loratools.model import Alpha, Scale
@@ -49,6 +48,8 @@ def feedforward(config: Mapping[str, Any], names: Sequence[str]) -> bool | None:
         return None
     stated = config.get("feedforward_modules") or []
     if isinstance(stated, str):
+        from loratools.adapters.expressions import expression  # hardly a configuration states one
+
         try:
             named = expression(rf"(?:{stated})\Z")
         except re.error as error:

@@ -24,7 +24,7 @@ def unfolded(adapter: Adapter, alpha: Fraction | None, dtypes: Mapping[str, str]
     bytes; otherwise the adapter as it is, for then the record is about other values.
     """
     kind = kind_of(adapter.kind)
-    before = replace(adapter, alpha=replace(adapter.alpha, value=alpha))
+    before = replace(adapter, alpha=adapter.alpha._replace(value=alpha))
     now, then = adapter.scale, before.scale
     if not now.numerator or not then.numerator:
         return before if now.equals(then) else adapter

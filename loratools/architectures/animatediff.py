@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from loratools.architectures.architecture import Architecture, Component, Variant
 from loratools.architectures.attn_procs import attn_procs
 from loratools.architectures.naming import Naming, canonical_naming
@@ -45,7 +43,7 @@ ORIGINAL: tuple[Rule, ...] = (
 
 DIFFUSERS = canonical_naming(ORIGINAL, "diffusers")
 # Motion LoRAs name the processors of the original modules; diffusers' own script, those of its modules.
-PROCESSORS = (attn_procs(Naming("original", ORIGINAL)), replace(attn_procs(DIFFUSERS), name="attn-procs-diffusers"))
+PROCESSORS = (attn_procs(Naming("original", ORIGINAL)), attn_procs(DIFFUSERS, "attn-procs-diffusers"))
 
 ANIMATEDIFF = Architecture(
     id="animatediff",

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,13 +14,13 @@ Shapes = Mapping[str, tuple[int, ...]]
 TABLES = Path(__file__).parent / "shapes"
 
 
-@dataclass(frozen=True)
-class Component:
+class Component(NamedTuple):
     """One model of the pipeline.
 
     `namings` are its spellings, the canonical one first; `adapters` are those that only adapters have, and of some
-    modules alone. `short` are the words that trainers put into flat keys for it
-    (`lora_te2_` → "te2"), the one to write first; `checkpoint` are its prefixes inside single-file checkpoints.
+    modules alone. `short` are the words that trainers put into flat keys for it (`lora_te2_` → "te2"), the one to write
+    first (none where they have no such keys); `checkpoint` are its prefixes inside single-file checkpoints. `inside`
+    names the naming under which the denoiser's own files spell it as a part of the denoiser ("" where none do).
     """
 
     name: str
@@ -29,6 +28,7 @@ class Component:
     short: tuple[str, ...]
     checkpoint: tuple[str, ...] = ()
     adapters: tuple[Naming, ...] = ()
+    inside: str = ""
 
     def naming(self, name: str) -> Naming | None:
         """The naming of that name, or None."""
@@ -42,13 +42,14 @@ class Variant(NamedTuple):
     shapes: str
 
 
-@dataclass(frozen=True)
-class Architecture:
+class Architecture(NamedTuple):
     """Which modules exist in which component, and how each naming spells them.
 
-    `family` are ids that share every path and shape with this one; `kohya` is the naming that kohya's trainers write
-    for the denoiser; `specification` are the `modelspec.architecture` and `base_versions` the `ss_base_model_version`
-    spellings that mean this architecture.
+    `kohya` is the naming that kohya's trainers write for the denoiser, `comfy` the one under which ComfyUI takes
+    adapters of it ("" where it takes none, or where that is not known). `family` are ids that share paths and shapes
+    with this one, and `rarer` says that another of them is met more often; `yields_to` are those whose names and sizes
+    it took over, so that a file which fits both is theirs unless it says otherwise. `specification` are the
+    `modelspec.architecture` and `base_versions` the `ss_base_model_version` spellings that mean this architecture.
     """
 
     id: str
@@ -56,11 +57,14 @@ class Architecture:
     components: tuple[Component, ...]
     variants: tuple[Variant, ...]
     kohya: str = "diffusers"
+    comfy: str = ""
     family: tuple[str, ...] = ()
+    rarer: bool = False
+    yields_to: tuple[str, ...] = ()
     specification: tuple[str, ...] = ()
     base_versions: tuple[str, ...] = ()
 
-    @cached_property
+    @property
     def by_name(self) -> dict[str, Component]:
         """The components by name."""
         return {component.name: component for component in self.components}

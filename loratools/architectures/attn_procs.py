@@ -29,9 +29,9 @@ TEXT_LEAVES = (
 )  # fmt: skip
 
 
-def attn_procs(naming: Naming) -> Naming:
+def attn_procs(naming: Naming, name: str = NAME) -> Naming:
     """The processor names of every attention in a naming of a UNet (or a transformer of its sort)."""
-    return Naming(NAME, tuple(_rules(naming, LEAVES, "processor.")))
+    return Naming(name, tuple(_rules(naming, LEAVES, "processor.")))
 
 
 def text_attn_procs(naming: Naming) -> Naming:
@@ -50,7 +50,9 @@ def early_text_attn_procs(naming: Naming) -> Naming:
 
 
 def _rules(naming: Naming, leaves: tuple[tuple[str, str], ...], level: str) -> Iterator[Rule]:
+    ends = tuple(f".{ours}" for ours, _ in leaves)
     for rule in naming.rules:
-        for ours, theirs in leaves:
-            if len(rule.canonical) == 1 and rule.native.endswith(f".{ours}"):
-                yield rename(rule.canonical[0], f"{rule.native.removesuffix(ours)}{level}{theirs}")
+        if len(rule.canonical) == 1 and rule.native.endswith(ends):  # few are: one look at most rows
+            for ours, theirs in leaves:
+                if rule.native.endswith(f".{ours}"):
+                    yield rename(rule.canonical[0], f"{rule.native.removesuffix(ours)}{level}{theirs}")

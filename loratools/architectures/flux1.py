@@ -47,6 +47,7 @@ SINGLE = (
     ("proj_out",                  "linear2"),
 )  # fmt: skip
 SINGLE_FUSED = ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")
+SINGLE_RATIO = (1, 1, 1, 4)
 SINGLE_NORMS = (
     ("attn.norm_q",               "norm.query_norm"),
     ("attn.norm_k",               "norm.key_norm"),
@@ -60,7 +61,7 @@ BFL: tuple[Rule, ...] = (
     *(fuse(tuple(OURS + part for part in parts), THEIRS + whole) for parts, whole in DOUBLE_FUSED),
     *(rename(OURS + ours, THEIRS + theirs, weight="scale") for ours, theirs in DOUBLE_NORMS),
     *(rename(OURS_SINGLE + ours, THEIRS_SINGLE + theirs) for ours, theirs in SINGLE),
-    fuse(tuple(OURS_SINGLE + part for part in SINGLE_FUSED), THEIRS_SINGLE + "linear1", ratio=(1, 1, 1, 4)),
+    fuse(tuple(OURS_SINGLE + part for part in SINGLE_FUSED), THEIRS_SINGLE + "linear1", ratio=SINGLE_RATIO),
     *(rename(OURS_SINGLE + ours, THEIRS_SINGLE + theirs, weight="scale") for ours, theirs in SINGLE_NORMS),
 )
 
@@ -84,6 +85,8 @@ FLUX1 = Architecture(
         Variant("control", "flux1-control"),
     ),
     kohya="bfl",
-    specification=("flux-1-dev", "flux-1-schnell", "flux-1-fill-dev", "flux-1-kontext-dev"),
-    base_versions=("flux1", "flux"),
+    comfy="bfl",
+    family=("chroma",),
+    specification=("flux-1-dev", "flux-1-schnell", "flux-1-fill-dev", "flux-1-kontext-dev", "flux.1-dev"),
+    base_versions=("flux1", "flux", "flux_kontext"),
 )

@@ -7,8 +7,8 @@ in five. `.bias` and `.weight` count: Qwen2 is Llama with biases on q, k and v.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
+from typing import NamedTuple
 
 from loratools.architectures.architecture import Architecture, Component
 from loratools.architectures.naming import Naming, Skeleton, skeleton
@@ -70,8 +70,7 @@ def _biased(modules: str) -> str:
     return " ".join(f"{module} {module}.bias" for module in modules.split())
 
 
-@dataclass(frozen=True)
-class ModelType:
+class ModelType(NamedTuple):
     """One `model_type`: the words are module paths, `#` for a number.
 
     `layer` are the modules of every layer under one of `layers`, `either` those that a layer may have; `once` are the
@@ -86,19 +85,20 @@ class ModelType:
     once: str = "embed_tokens norm"
     outside: str = ""
 
-    @cached_property
-    def known(self) -> frozenset[Skeleton]:
-        """The skeletons of every path of this type."""
-        inside = f"{self.layer} {self.either}".split()
-        rooted = [f"{layers}.{path}" for layers in self.layers.split() for path in inside] + self.once.split()
-        paths = [f"{self.root}{path}" for path in rooted] + f"{self.outside} {ANYWHERE}".split()
-        return frozenset(_skeleton(path) for path in paths)
 
-    @cached_property
-    def required(self) -> frozenset[Skeleton]:
-        """The skeletons without which a whole model is not of this type."""
-        first = self.layers.split()[0]
-        return frozenset(_skeleton(f"{self.root}{first}.{path}") for path in self.layer.split())
+@cache
+def _known(kind: ModelType) -> frozenset[Skeleton]:
+    """The skeletons of every path of a type."""
+    inside = f"{kind.layer} {kind.either}".split()
+    rooted = [f"{layers}.{path}" for layers in kind.layers.split() for path in inside] + kind.once.split()
+    paths = [f"{kind.root}{path}" for path in rooted] + f"{kind.outside} {ANYWHERE}".split()
+    return frozenset(_skeleton(path) for path in paths)
+
+
+def _required(kind: ModelType) -> frozenset[Skeleton]:
+    """The skeletons without which a whole model is not of a type."""
+    first = kind.layers.split()[0]
+    return frozenset(_skeleton(f"{kind.root}{first}.{path}") for path in kind.layer.split())
 
 
 @cache
@@ -213,9 +213,9 @@ def model_types(paths: Iterable[str], *, complete: bool = False) -> tuple[str, .
 
 def _fits(kind: ModelType, named: frozenset[Skeleton], *, complete: bool) -> bool:
     for root in ((), skeleton(kind.root)[0]):
-        rooted = frozenset(words if words in kind.known else root + words for words in named)
-        if rooted <= kind.known:
-            return not complete or kind.required <= rooted
+        rooted = frozenset(words if words in _known(kind) else root + words for words in named)
+        if rooted <= _known(kind):
+            return not complete or _required(kind) <= rooted
     return False
 
 

@@ -7,17 +7,15 @@ spellings of one path share a skeleton, so a key never needs guessing: `down_blo
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cache, cached_property
 from itertools import product
+from math import prod
 from typing import NamedTuple
 
 from loratools.architectures.rules import Joint, Layout, Rule, same
 
 Skeleton = tuple[str, ...]
-_NUMBER = re.compile(r"(?<![^._])(?:0|[1-9][0-9]{0,5})(?![^._])")
-_ANY_HOLE = re.compile(r"\{[^}]*\}")
 HOLE = re.compile(r"\{([a-z])<(\d+)(?:\*(\d+)\+(\d+))?\}")
 
 
@@ -34,20 +32,27 @@ def _segments(path: str) -> list[str]:
     return path.replace("_", ".").split(".")
 
 
-def _is_number(segment: str) -> bool:
-    return segment.isdecimal() and segment.isascii() and len(segment) <= 6 and (segment[0] != "0" or segment == "0")
+def _is_number(digits: str) -> bool:
+    """Whether decimal digits are a number as module lists have them, and no word that looks like one."""
+    return digits.isascii() and len(digits) <= 6 and (digits[0] != "0" or digits == "0")
 
 
 def skeleton(path: str) -> tuple[Skeleton, tuple[int, ...]]:
     """The words of a path with "#" for every number, and the numbers. Empty segments count for nothing."""
-    words = _segments(_NUMBER.sub("#", path.replace("#", "##")))
-    return tuple(filter(None, words)), tuple(map(int, _NUMBER.findall(path)))
+    words = _segments(path.replace("#", "##"))
+    numbers: list[int] = []
+    for at, word in enumerate(words):
+        if word.isdecimal() and _is_number(word):
+            words[at] = "#"
+            numbers.append(int(word))
+    return tuple(filter(None, words)), tuple(numbers)
 
 
 @cache
 def words_of(template: str) -> Skeleton:
     """The words of a template's skeleton, without parsing it: for an index over thousands of them."""
-    return tuple(filter(None, _segments(_NUMBER.sub("#", _ANY_HOLE.sub("#", template)))))
+    words = filter(None, _segments(template))
+    return tuple(["#" if word[0] == "{" or (word.isdecimal() and _is_number(word)) else word for word in words])
 
 
 class Template(NamedTuple):
@@ -65,26 +70,26 @@ class Template(NamedTuple):
         """Parse `a.{i<3}.b`; a hole must be a whole segment."""
         words: list[str] = []
         numbers: list[int | Hole] = []
-        for segment in _segments(text):
-            if segment.startswith("{"):
+        for segment in filter(None, _segments(text)):
+            if segment[0] == "{":
                 hole = HOLE.fullmatch(segment)
                 if hole is None:
                     raise ValueError(f"{text}: {segment} is no hole")
                 words.append("#")
                 numbers.append(Hole(hole[1], int(hole[2]), int(hole[3] or 1), int(hole[4] or 0)))
-            elif _is_number(segment):
+            elif segment.isdecimal() and _is_number(segment):
                 words.append("#")
                 numbers.append(int(segment))
-            elif segment:
+            else:
                 words.append(segment)
         pattern = HOLE.sub("%d", text.replace("%", "%%"))
         free = tuple((at, number) for at, number in enumerate(numbers) if not isinstance(number, int))
         return cls(text, tuple(words), tuple(numbers), pattern, free)
 
     @property
-    def fixed(self) -> tuple[tuple[int, int], ...]:
-        """(position, value) of every number that is no hole."""
-        return tuple((at, number) for at, number in enumerate(self.numbers) if isinstance(number, int))
+    def fixed(self) -> dict[int, int]:
+        """position → value of every number that is no hole."""
+        return {at: number for at, number in enumerate(self.numbers) if isinstance(number, int)}
 
     def holes(self, numbers: tuple[int, ...]) -> dict[str, int] | None:
         """The values of the holes, or None where one is out of its bound."""
@@ -116,6 +121,15 @@ class Placement(NamedTuple):
     joint: Joint = "."
     weight: str = "weight"
 
+    def settled(self, weight: Sequence[int | None]) -> Placement | None:
+        """The placement for a weight [out, in, kernel…]: `swap_pair` made plain; None where the shape does not tell."""
+        if self.layout != "swap_pair":
+            return self
+        if len(weight) < 2 or None in weight:
+            return None
+        rows, *columns = (extent or 0 for extent in weight)
+        return self._replace(layout="swap_halves" if rows == 2 * prod(columns) else "rows")
+
     @property
     def weight_key(self) -> str:
         """The native key of the weight, without the component's prefix."""
@@ -131,32 +145,43 @@ Located = tuple[Mapping[str, int], Rule]
 """A row of a table, and what its holes stand for."""
 
 
-_Rows = dict[tuple[int, ...], dict[tuple[int, ...], tuple[Template, Rule]]]
+Rows = dict[tuple[int, ...], dict[tuple[int, ...], tuple[Template, Rule]]]
+"""The rows of one skeleton: positions of the fixed numbers → their values → (template, row)."""
+
+
+def locate(rows: Rows, numbers: tuple[int, ...]) -> Located | None:
+    """The row that the numbers of a path fit, among those of its skeleton."""
+    for positions, by_values in rows.items():
+        row = by_values.get(tuple([numbers[at] for at in positions]))
+        if row is not None and (values := row[0].holes(numbers)) is not None:
+            return values, row[1]
+    return None
 
 
 class _Index:
-    """skeleton → (positions of the fixed numbers, {their values: (template, row)}); parsed when first asked for."""
+    """skeleton → its rows, parsed when first asked for."""
 
     def __init__(self, rows: Iterable[tuple[str, Rule]]) -> None:
         self._rows: dict[Skeleton, list[tuple[str, Rule]]] = {}
-        self._parsed: dict[Skeleton, _Rows] = {}
+        self._parsed: dict[Skeleton, Rows] = {}
         for template, rule in rows:
             self._rows.setdefault(words_of(template), []).append((template, rule))
 
     @property
-    def table(self) -> dict[Skeleton, _Rows]:
+    def table(self) -> dict[Skeleton, Rows]:
         """All of it; raises ValueError where two templates stand for the same keys."""
-        return {words: self._at(words) for words in self._rows}
+        return {words: self.rows(words) for words in self._rows}
 
-    def _at(self, words: Skeleton) -> _Rows:
+    def rows(self, words: Skeleton) -> Rows:
+        """The rows of a skeleton, none for one that is not known."""
         known = self._parsed.get(words)
         if known is None:
             known = {}
             for text, rule in self._rows.get(words, ()):
                 template = Template.parse(text)
-                positions = tuple(at for at, _ in template.fixed)
-                values = tuple(value for _, value in template.fixed)
-                found = known.setdefault(positions, {})
+                fixed = template.fixed
+                values = tuple(fixed.values())
+                found = known.setdefault(tuple(fixed), {})
                 if values in found:
                     raise ValueError(f"{template.text} and {found[values][0].text} stand for the same keys")
                 found[values] = (template, rule)
@@ -164,24 +189,17 @@ class _Index:
                 self._parsed[words] = known
         return known
 
-    def find(self, words: Skeleton, numbers: tuple[int, ...]) -> Located | None:
-        for positions, by_values in self._at(words).items():
-            row = by_values.get(tuple([numbers[at] for at in positions]))
-            if row is not None and (values := row[0].holes(numbers)) is not None:
-                return values, row[1]
-        return None
 
-
-@dataclass(frozen=True)
 class Naming:
     """One spelling of all paths of one component: a name and its rows.
 
     `verbatim` is for models that need no table: every canonical path is its own native one.
     """
 
-    name: str
-    rules: tuple[Rule, ...]
-    verbatim: bool = False
+    def __init__(self, name: str, rules: tuple[Rule, ...], *, verbatim: bool = False) -> None:
+        self.name = name
+        self.rules = rules
+        self.verbatim = verbatim
 
     @cached_property
     def natives(self) -> _Index:
@@ -195,7 +213,7 @@ class Naming:
 
     def at_native(self, words: Skeleton, numbers: tuple[int, ...]) -> Placement | None:
         """The placement of a native path, given as its skeleton."""
-        found = self.natives.find(words, numbers)
+        found = locate(self.natives.rows(words), numbers)
         return self.place(found) if found else None
 
     def at_canonical(self, path: str) -> Placement | None:
@@ -204,7 +222,8 @@ class Naming:
             return Placement(path, (path,), (1,), "rows")
         known = self._placed.get(path)
         if known is None:
-            found = self.canonicals.find(*skeleton(path))
+            words, numbers = skeleton(path)
+            found = locate(self.canonicals.rows(words), numbers)
             known = self.place(found) if found else None
         return known
 
@@ -216,9 +235,10 @@ class Naming:
     def place(self, located: Located) -> Placement:
         """The placement of a row that was found."""
         values, rule = located
-        known = self._placed.get(Template.parse(rule.canonical[0]).fill(values))
+        first = Template.parse(rule.canonical[0]).fill(values)
+        known = self._placed.get(first)
         if known is None:
-            known = _placement(values, rule)
+            known = _placement(values, rule, first)
             self._placed.update(dict.fromkeys(known.paths, known))
         return known
 
@@ -226,12 +246,15 @@ class Naming:
         """Every weight of the component, in table order."""
         for rule in self.rules:
             for values in Template.parse(rule.native).expand():
-                yield _placement(values, rule)
+                yield _placement(values, rule, Template.parse(rule.canonical[0]).fill(values))
 
 
-def _placement(values: Mapping[str, int], rule: Rule) -> Placement:
-    paths = tuple(Template.parse(part).fill(values) for part in rule.canonical)
-    return Placement(Template.parse(rule.native).fill(values), paths, rule.ratio, rule.layout, rule.joint, rule.weight)
+def _placement(values: Mapping[str, int], rule: Rule, first: str) -> Placement:
+    """The placement of a row whose first canonical path is `first`, which most rows spell natively as well."""
+    templates = rule.canonical
+    native = first if rule.native == templates[0] else Template.parse(rule.native).fill(values)
+    paths = (first, *[Template.parse(part).fill(values) for part in templates[1:]])
+    return Placement(native, paths, rule.ratio, rule.layout, rule.joint, rule.weight)
 
 
 def canonical_naming(rules: Iterable[Rule], name: str, *, bare: Collection[str] = ()) -> Naming:

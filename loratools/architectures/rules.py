@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-Layout = Literal["rows", "swap_halves", "transpose"]
+Layout = Literal["rows", "swap_halves", "swap_pair", "transpose"]
 Joint = Literal[".", "_", ""]
 
 
@@ -46,6 +46,14 @@ def fuse(parts: tuple[str, ...], whole: str, *, ratio: tuple[int, ...] = (), joi
 def swap_halves(canonical: str, native: str) -> Rule:
     """The native weight has the two halves of its rows the other way round (adaLN's shift and scale)."""
     return Rule((canonical,), native, layout="swap_halves")
+
+
+def swap_pair(canonical: str, native: str) -> Rule:
+    """Halves change places where the weight has two rows a column, a shift and a scale; six stay as they are.
+
+    SD3's last block has two where the others have six, and which block is the last is the variant's.
+    """
+    return Rule((canonical,), native, layout="swap_pair")
 
 
 def transpose(canonical: str, native: str, *, joint: Joint = "") -> Rule:

@@ -29,6 +29,7 @@ SD1 = Architecture(
         ),
     ),
     variants=(Variant("base", "sd1"), Variant("inpaint", "sd1-inpaint"), Variant("edit", "sd1-edit")),
+    comfy="ldm",
     specification=("stable-diffusion-v1",),
     base_versions=("sd_v1", "sd_1.5"),
 )

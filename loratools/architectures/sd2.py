@@ -29,6 +29,7 @@ SD2 = Architecture(
         ),
     ),
     variants=(Variant("base", "sd2"), Variant("inpaint", "sd2-inpaint"), Variant("depth", "sd2-depth")),
+    comfy="ldm",
     specification=("stable-diffusion-v2-512", "stable-diffusion-v2-768-v"),
     base_versions=("sd_v2", "sd_v2_v", "sd_v2_768_v", "sd_2.1"),
 )

@@ -37,6 +37,7 @@ SDXL = Architecture(
     ),
     variants=(Variant("base", "sdxl"), Variant("inpaint", "sdxl-inpaint"), Variant("edit", "sdxl-edit")),
     kohya="ldm",
+    comfy="ldm",
     specification=("stable-diffusion-xl-v1-base",),
     base_versions=("sdxl_base_v1-0", "sdxl_base_v0-9", "sdxl_1.0"),
 )

@@ -17,6 +17,7 @@ SDXL_REFINER = Architecture(
     ),
     variants=(Variant("refiner", "sdxl-refiner"),),
     kohya="ldm",
+    comfy="ldm",
     specification=("stable-diffusion-xl-v1-refiner",),
     base_versions=("sdxl_refiner_v1-0", "sdxl_refiner_v0-9"),
 )

@@ -65,5 +65,6 @@ STABLE_CASCADE = Architecture(
     ),
     variants=(Variant("base", "stable-cascade"), Variant("lite", "stable-cascade-lite")),
     kohya="comfy",
+    comfy="comfy",
     specification=("stable-cascade-v1-prior",),
 )

@@ -61,13 +61,37 @@ T5_MODULES = (
 T5_ONCE = ("shared", "encoder.block.0.layer.0.SelfAttention.relative_attention_bias", "encoder.final_layer_norm")
 
 CLIP_L = (transformers_clip(12), flat_clip(12))
+CLIP_L_PROJECTED = (transformers_clip(12, projection=True),)
 # open_clip's 24th block and its projection are in SD2 checkpoints only: the 23 layers of the pipeline stop before them.
 CLIP_H = (transformers_clip(23), flat_clip(23), open_clip(24))
 CLIP_G = (transformers_clip(32, projection=True), open_clip(32))
 T5 = (Naming("transformers", tuple(map(same, (*T5_ONCE, *(T5_BLOCK + path for path in T5_MODULES))))),)
 
+COMFY_LEVEL = "comfy"
+"""The naming of a language model inside ComfyUI, which keeps the level that transformers' bare model has not."""
+QWEN3_MODULES = (
+    *(f"self_attn.{leaf}" for leaf in ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")),
+    *(f"mlp.{leaf}" for leaf in ("gate_proj", "up_proj", "down_proj")),
+    "input_layernorm", "post_attention_layernorm",
+)  # fmt: skip
+
+
+def qwen3(layers: int) -> tuple[Naming, ...]:
+    """Qwen 3 without its head, as text encoders are."""
+    paths = ("embed_tokens", "norm", *(f"layers.{{n<{layers}}}.{path}" for path in QWEN3_MODULES))
+    return (
+        Naming("transformers", tuple(map(same, paths))),
+        Naming(COMFY_LEVEL, tuple(rename(path, f"model.{path}") for path in paths)),
+    )
+
+
+QWEN3_06B = qwen3(28)
+
 # The words by which ComfyUI names the encoders: `text_encoders.clip_l.transformer.…`.
-COMFY_WORDS = ((CLIP_L, "clip_l"), (CLIP_H, "clip_h"), (CLIP_G, "clip_g"), (T5, "t5xxl"))
+COMFY_WORDS = (
+    (CLIP_L, "clip_l"), (CLIP_L_PROJECTED, "clip_l"), (CLIP_H, "clip_h"), (CLIP_G, "clip_g"), (T5, "t5xxl"),
+    (QWEN3_06B, "qwen3_06b"),
+)  # fmt: skip
 
 
 def comfy_word(namings: tuple[Naming, ...]) -> str | None:

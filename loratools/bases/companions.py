@@ -19,6 +19,8 @@ COMPANIONS: tuple[tuple[str, str], ...] = (
     ("average",      r"model_ema\."),
     ("schedule",     SCHEDULE),
     ("positions",    r"(.*\.)?(position_ids|pos_(embed|encoder)\.pe)$"),
+    ("positions",    r"(model\.)?(diffusion_model\.)?pos_embed(\.pos_embed)?$"),
+    ("unused",       r"(model\.)?(diffusion_model\.)?(norm_final\.weight|y_embedder\.y_embedding|logvar_linear\.\w+)$"),
     ("temperature",  r"(.*\.)?logit_scale$"),
     ("rotary",       r"(.*\.)?rotary_emb\.inv_freq$"),
     ("tied",         r"(.*\.)?(encoder|decoder)\.embed_tokens\.weight$"),

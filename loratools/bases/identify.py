@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal
 
 from loratools.architectures.llm import architecture_id, model_types
 from loratools.architectures.naming import skeleton
-from loratools.architectures.registry import ARCHITECTURES
+from loratools.architectures.registry import ARCHITECTURES, without_heirs
 from loratools.bases.companions import VAE_PREFIXES, companion
 from loratools.bases.matching import Match, Part, Shape, matches
 
@@ -60,6 +61,12 @@ class Identity:
 
 def identify(sizes: Shapes) -> Identity | None:
     """What a file with these keys and shapes is; None for an adapter, or for nothing that we know."""
+    return _identify(tuple(sizes.items()))
+
+
+@lru_cache(maxsize=16)
+def _identify(held: tuple[tuple[str, tuple[int, ...] | None], ...]) -> Identity | None:
+    sizes = dict(held)
     if not sizes:
         return None
     return _embedding(sizes) or _controlnet(sizes) or _vae(sizes) or _base(sizes) or _llm(sizes) or _unknown(sizes)
@@ -117,7 +124,9 @@ def _fitting(found: list[Match]) -> list[Match]:
     most = max((match.placed for match in found), default=0)
     found = [match for match in found if match.placed == most]
     fewest = min((len(match.misfits) for match in found), default=0)
-    return [match for match in found if len(match.misfits) == fewest] if fewest <= MISFITTING * most else found
+    if fewest <= MISFITTING * most:
+        found = [match for match in found if len(match.misfits) == fewest]
+    return without_heirs([match.architecture for match in found], found)
 
 
 def _base(sizes: Shapes) -> Identity | None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, lru_cache
 from math import prod
 
 from loratools.architectures.architecture import Architecture, Component, Variant, shapes
 from loratools.architectures.naming import Placement, skeleton
 from loratools.architectures.registry import ARCHITECTURES, Spelt, architecture, index
+from loratools.bases.companions import companion
 
 Shape = tuple[int, ...]
 ANY_DENOISER = ("diffusion_model.",)
@@ -54,6 +55,7 @@ class Match:
             skeleton(placement.native)[0]
             for placement in (naming.placements() if naming else ())
             if all(path in table for table in tables for path in placement.paths)
+            and companion(placement.weight_key) is None
         }
         return len(wanted - present)
 
@@ -69,14 +71,24 @@ class _Reading:
 
 
 @cache
-def _prefixes() -> tuple[tuple[str, frozenset[tuple[str, str]]], ...]:
-    """Every prefix with the (architecture, component) it may stand before, longest first; "" before any."""
-    found: dict[str, set[tuple[str, str]]] = defaultdict(set)
+def _prefixes() -> tuple[tuple[str, frozenset[Spelt]], ...]:
+    """Every prefix with the namings it may stand before, longest first; "" before any."""
+    found: dict[str, set[Spelt]] = defaultdict(set)
     for known in ARCHITECTURES:
+        outer = (*known.denoiser.checkpoint, *ANY_DENOISER)
         for component in known.components:
+            spelt = _namings(known, component)
             for prefix in (*component.checkpoint, *ANY_DENOISER * (component is known.denoiser), ""):
-                found[prefix].add((known.id, component.name))
+                found[prefix].update(spelt)
+            for prefix in outer if component.inside else ():
+                found[prefix].update(item for item in spelt if item.naming == component.inside)
     return tuple((prefix, frozenset(found[prefix])) for prefix in sorted(found, key=len, reverse=True))
+
+
+def _namings(known: Architecture, component: Component) -> frozenset[Spelt]:
+    """Every naming of a component."""
+    namings = (*component.namings, *component.adapters)
+    return frozenset(Spelt(known.id, component.name, naming.name) for naming in namings)
 
 
 def _spellings(key: str) -> Iterator[tuple[str, str, str]]:
@@ -91,12 +103,12 @@ def _spellings(key: str) -> Iterator[tuple[str, str, str]]:
     yield key, "", ""
 
 
-def _places(key: str, owners: frozenset[tuple[str, str]]) -> Iterator[tuple[Spelt, Placement]]:
-    """Every weight that a key without its prefix is, among the components that the prefix may stand before."""
+def _places(key: str, owners: frozenset[Spelt]) -> Iterator[tuple[Spelt, Placement]]:
+    """Every weight that a key without its prefix is, among the namings that the prefix may stand before."""
     for path, joint, leaf in _spellings(key):
         words, numbers = skeleton(path)
         for spelt in index().get(words, ()):
-            if (spelt.architecture, spelt.component) not in owners:
+            if spelt not in owners:
                 continue
             naming = architecture(spelt.architecture).by_name[spelt.component].naming(spelt.naming)
             placement = naming.at_native(words, numbers) if naming else None
@@ -109,7 +121,7 @@ def _places(key: str, owners: frozenset[tuple[str, str]]) -> Iterator[tuple[Spel
 def _readings(keys: Iterable[str], forced: str | None) -> dict[str, list[_Reading]]:
     """The readings of every architecture that places any key."""
     found: dict[tuple[Spelt, str], _Reading] = {}
-    denoisers = frozenset((known.id, known.denoiser.name) for known in ARCHITECTURES)
+    denoisers = frozenset(spelt for known in ARCHITECTURES for spelt in _namings(known, known.denoiser))
     prefixes = ((forced, denoisers),) if forced is not None else _prefixes()
     for key in keys:
         # The longest prefix that fits is the only one: no path begins like one.
@@ -131,8 +143,14 @@ def matches(sizes: Mapping[str, Shape | None], *, prefix: str | None = None) -> 
 
     `prefix` forces one prefix, before the denoiser: a ControlNet's `control_model.`.
     """
+    return list(_matches(tuple(sizes.items()), prefix))
+
+
+@lru_cache(maxsize=16)  # one model is looked at by several verbs, and by each adapter that is applied to it
+def _matches(held: tuple[tuple[str, Shape | None], ...], prefix: str | None) -> tuple[Match, ...]:
+    sizes = dict(held)
     found = _readings(sizes, prefix)
-    return [_settle(known, found[known.id], sizes) for known in ARCHITECTURES if known.id in found]
+    return tuple(_settle(known, found[known.id], sizes) for known in ARCHITECTURES if known.id in found)
 
 
 def _settle(known: Architecture, readings: list[_Reading], sizes: Mapping[str, Shape | None]) -> Match:
@@ -187,6 +205,8 @@ def _misfits(
         elif placement.bias_key and key == reading.prefix + placement.bias_key:
             if size != expected[:1]:
                 wrong.append(key)
+        elif placement.joint == "" and prod(size) == prod(expected):
+            continue  # a parameter of its own may be stored flat
         elif size[:1] != expected[:1] or prod(size[1:]) != prod(expected[1:]):
             wrong.append(key)
     return wrong

@@ -76,9 +76,9 @@ def resolve(
         value = scalar(stored, path=path, key=key)
         if is_scale:
             value *= rank or 1
-        if value == 0:
+        if not value:
             warnings.append("a stored alpha of 0 is read as no effect; sd-scripts' trainer reads it as alpha = rank")
-        elif value < 0:
+        elif value.numerator < 0:
             warnings.append("a negative alpha inverts the adapter")
         if config is not None and alpha_of(config, names, path=path) != value:
             warnings.append(f"the alpha tensor contradicts the {settings.source}; the tensor is used")

@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 from loratools.architectures.llm import model_types
 from loratools.architectures.naming import Placement
-from loratools.architectures.registry import ARCHITECTURES, architecture
+from loratools.architectures.registry import ARCHITECTURES, architecture, without_heirs
 from loratools.errors import ArchitectureMismatch
 from loratools.formats.detect import Candidate, Place, Sizes, Stem, by_names, by_shapes, claimed
+from loratools.formats.extents import by_extents
 from loratools.formats.opening import Opened
 from loratools.formats.prefixes import Prefix, prefixes
 
@@ -17,7 +18,8 @@ GENERIC = "llm"
 GENERIC_COMPONENT = "model"
 PEFT = "base_model.model."
 # A model that no table knows shares names with one that is known. A few stray keys are no sign of that; more are.
-STRAYS, STRAY_SHARE, LARGER_SHARE = 8, 0.02, 0.1
+STRAYS, STRAY_SHARE = 8, 0.02
+FEW_LARGER, LARGER_SHARE = 3, 0.1
 
 
 class Choice(NamedTuple):
@@ -79,8 +81,9 @@ def candidates(
         if passable and arch is None and model_types([stem[1].removeprefix(PEFT) for stem in stems]):
             return Choice(evidence=("a PEFT adapter of sizes that no table has: names pass through",))
         evidence.append("shapes: of no known size, so names alone decide")
+    found, blocks = _by_blocks(found, sizes, metadata)
     found, claims = _by_claims(found, metadata)
-    evidence += claims
+    evidence += [*blocks, *claims]
     if not compared or fewest == compared:
         return Choice(tuple(found), (), tuple(evidence))
     best = sizes[found[0].architecture.id]
@@ -124,6 +127,19 @@ def _at_odds(item: Candidate, size: Sizes) -> int:
     return len(item.missed) + (len(size.misfits) if len(size.misfits) < size.compared else 0)
 
 
+def _by_blocks(
+    found: list[Candidate], sizes: Mapping[str, Sizes], metadata: Mapping[str, str]
+) -> tuple[list[Candidate], list[str]]:
+    """The candidates that the file has all blocks of, and those that the metadata name; heirs give way."""
+    if len(found) == 1:
+        return found, []
+    whole = by_extents(found, {item.architecture.id: sizes[item.architecture.id].variants for item in found})
+    claims = claimed(metadata)
+    evidence = [f"blocks: all of {', '.join(_ids(whole))}, not of others"] if len(whole) < len(found) else []
+    kept = [item for item in found if item in whole or item.architecture.id in claims]
+    return without_heirs([item.architecture for item in kept], kept, claims), evidence
+
+
 def _by_claims(found: list[Candidate], metadata: Mapping[str, str]) -> tuple[list[Candidate], list[str]]:
     """The candidates with those first that the metadata name, and what the metadata say."""
     claims = claimed(metadata)
@@ -141,7 +157,8 @@ def _stranger(found: Sequence[Candidate], sizes: Mapping[str, Sizes], count: int
     missed, size = len(best.missed), sizes[best.architecture.id]
     if missed > max(STRAYS, STRAY_SHARE * count):
         return f"the nearest, {best.architecture.id}, has no place for {missed} of {count} layers"
-    if size.larger > LARGER_SHARE * size.compared:
+    few = size.larger <= FEW_LARGER and 2 * size.larger < size.compared  # of an excerpt
+    if size.larger > LARGER_SHARE * size.compared and not few:
         return f"the nearest, {best.architecture.id}, is smaller in {size.larger} of {size.compared} layers"
     return None
 

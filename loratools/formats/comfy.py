@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 from loratools.architectures.architecture import Architecture, Component
-from loratools.architectures.text_encoders import comfy_word
+from loratools.architectures.text_encoders import COMFY_LEVEL, comfy_word
 from loratools.formats.format import BUNDLE, Format, Options
 from loratools.formats.suffixes import WRITTEN
 from loratools.model import Spelling
 
-# The denoiser's names in ComfyUI are those of its first release; where it renames them on loading, its own.
-_NATIVE = ("comfy", "ldm", "bfl")
-
 
 def _spell(architecture: Architecture | None, component: Component | None, _: Options) -> Spelling | None:
     """The names of the modules as ComfyUI builds them; None for models that it has not."""
-    if architecture is None or component is None:
-        return None
-    native = [name for name in _NATIVE if architecture.denoiser.naming(name)]
-    if not native:
+    if architecture is None or component is None or not architecture.comfy:
         return None
     if component is architecture.denoiser:
-        return Spelling("diffusion_model.", native[0], False, WRITTEN["kohya"])
+        return Spelling("diffusion_model.", architecture.comfy, False, WRITTEN["kohya"])
+    if component.inside:
+        return Spelling("diffusion_model.", component.inside, False, WRITTEN["kohya"])
     word = comfy_word(component.namings)
     if word is None:
         return None
-    return Spelling(f"text_encoders.{word}.transformer.", component.namings[0].name, False, WRITTEN["kohya"])
+    naming = component.naming(COMFY_LEVEL) or component.namings[0]
+    return Spelling(f"text_encoders.{word}.transformer.", naming.name, False, WRITTEN["kohya"])
 
 
 # Without an alpha tensor ComfyUI takes scale 1, whatever the metadata say, so its alphas are kohya's.

@@ -13,7 +13,6 @@ from math import isfinite
 from typing import Any, NamedTuple
 
 from loratools.errors import MalformedFile, NonFinite
-from loratools.formats.patterns import matching
 
 DIFFUSERS_KEY = "lora_adapter_metadata"
 _PEFT_ALPHA = 8  # what PEFT's LoraConfig takes where a configuration states none
@@ -73,7 +72,7 @@ def alpha_of(config: Config, names: Sequence[str], *, path: object) -> Fraction:
 
     AdaLoRA has one alpha: PEFT does not look at its patterns.
     """
-    found = None if _is_adalora(config) else matching(config.get("alpha_pattern") or {}, names)
+    found = None if _is_adalora(config) else _patterned(config, "alpha_pattern", names)
     if found is None:
         found = config.get("lora_alpha", config.get("alpha"))
     return number(_PEFT_ALPHA if found is None else found, path=path, key="lora_alpha")
@@ -83,9 +82,19 @@ def rank_of(config: Config, names: Sequence[str]) -> int | None:
     """The rank that the configuration states for the module; AdaLoRA's are pruned, and what it states is not kept."""
     if _is_adalora(config):
         return None
-    found = matching(config.get("rank_pattern") or {}, names)
+    found = _patterned(config, "rank_pattern", names)
     found = config.get("r") if found is None else found
     return found if isinstance(found, int) and not isinstance(found, bool) else None
+
+
+def _patterned(config: Config, field: str, names: Sequence[str]) -> Any | None:
+    """What the patterns of a field say about a module, if anything."""
+    pattern = config.get(field)
+    if not pattern:
+        return None
+    from loratools.formats.patterns import matching  # few configurations have any
+
+    return matching(pattern, names)
 
 
 def _is_adalora(config: Config) -> bool:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from math import prod
 from typing import NamedTuple
 
 from loratools.architectures.architecture import Architecture, shapes
-from loratools.architectures.naming import Located, Naming, Placement, Skeleton, skeleton
+from loratools.architectures.naming import Located, Naming, Placement, Rows, Skeleton, locate, skeleton
 from loratools.architectures.registry import ARCHITECTURES, index
 from loratools.formats.prefixes import Prefix, prefixes
 
@@ -53,8 +54,8 @@ class Candidate(NamedTuple):
     missed: tuple[Stem, ...]
 
 
-# What a skeleton behind a prefix can be, before its numbers are looked at: (architecture, component, naming).
-_Option = tuple[str, str, Naming]
+# What a skeleton behind a prefix can be, before its numbers are looked at: (architecture, component, naming, its rows).
+_Option = tuple[str, str, Naming, Rows]
 
 
 class _Options:
@@ -71,10 +72,11 @@ class _Options:
         for prefix, rest in prefixes(text):
             words, numbers = skeleton(rest)
             key = (hint, prefix, words)
-            if key not in self._known:
-                self._known[key] = self._options(hint, prefix, words)
-            for arch_id, component, naming in self._known[key]:
-                located = naming.natives.find(words, numbers)
+            options = self._known.get(key)
+            if options is None:
+                options = self._known[key] = self._options(hint, prefix, words)
+            for arch_id, component, naming, rows in options:
+                located = locate(rows, numbers)
                 if located is not None:
                     found.setdefault(arch_id, []).append(_Fit(component, naming, prefix, located))
             if found:
@@ -88,22 +90,23 @@ class _Options:
                 continue
             component = self.by_id[arch_id].by_name[component_name]
             naming = component.naming(naming_name)
-            if naming and prefix.means(self.by_id[arch_id], component):
-                options.append((arch_id, component_name, naming))
+            if naming and prefix.means(self.by_id[arch_id], component, naming_name):
+                options.append((arch_id, component_name, naming, naming.natives.rows(words)))
         return options
 
 
 def by_names(
     stems: Sequence[Stem], architectures: Iterable[Architecture] = ARCHITECTURES, *, fewer: int = 0
 ) -> list[Candidate]:
-    """The architectures that place the most stems, or up to `fewer` less (none when nothing places any), in registry
-    order.
+    """The architectures that place the most stems, or up to `fewer` less (none when nothing places any), likelier ones
+    first.
     """
     options = _Options(architectures)
     fits = {stem: options.fits(stem) for stem in stems}
     votes = Counter(arch_id for found in fits.values() for arch_id in found)
     most = max(votes.values(), default=0)
     winners = [arch for arch_id, arch in options.by_id.items() if votes[arch_id] >= max(most - fewer, 1)]
+    winners.sort(key=lambda arch: arch.rarer)
     return [_settle(arch, {stem: found.get(arch.id, []) for stem, found in fits.items()}) for arch in winners]
 
 
@@ -170,13 +173,14 @@ def _belongs(arch: Architecture, place: Place) -> bool:
 
 def _expected(paths: tuple[str, ...], table: Mapping[str, tuple[int, ...]]) -> tuple[int, int] | None:
     """(out, everything else) of the native weight, from its canonical parts."""
+    first = table.get(paths[0])
+    if first is None or len(paths) == 1:  # nearly all
+        return None if first is None else (first[0], prod(first[1:]))
     parts = [table[path] for path in paths if path in table]
-    if len(parts) != len(paths):
-        return None
-    rows = parts[0][0] if len(parts) == 1 else sum([part[0] for part in parts])
-    return rows, prod(parts[0][1:])
+    return (sum(part[0] for part in parts), prod(first[1:])) if len(parts) == len(paths) else None
 
 
+@lru_cache(maxsize=1024)
 def _flattened(weight: WeightShape) -> tuple[int | None, int | None]:
     """(out, everything else), None where unknown: flattened, a 1×1 convolution equals a linear layer."""
     rest = [extent for extent in weight[1:] if extent is not None]

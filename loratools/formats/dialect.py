@@ -33,14 +33,17 @@ def dialect_of(
     votes: defaultdict[str, Counter[tuple[str, str, bool]]] = defaultdict(Counter)
     suffixes: defaultdict[str, defaultdict[str, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
     styles: Counter[tuple[str, str, str]] = Counter()
-    spelt: Counter[tuple[str, str, str, str, Suffix]] = Counter()
+    spelt: Counter[tuple[str, str, str, str]] = Counter()
+    rows: dict[str, Suffix] = {}
     for stem, place in places.items():
         component, naming, start = place.component, place.naming, place.prefix
         flat = "." in place.placement.native and "." not in stem[1][len(start.text) :]
         votes[component][start.text, naming, flat] += 1
         for item in groups[stem].found.values():
-            spelt[component, naming, start.style, item.cut.suffix, item.cut.row] += 1
-    for (component, naming, style, suffix, row), count in spelt.items():
+            spelt[component, naming, start.style, item.cut.suffix] += 1
+            rows[item.cut.suffix] = item.cut.row
+    for (component, naming, style, suffix), count in spelt.items():
+        row = rows[suffix]
         for canonical in canonical_roles(row.role):
             suffixes[component][f"{row.kind}.{canonical}" if row.kind else canonical][suffix] += count
         if row.kind:
@@ -72,5 +75,5 @@ def _word(styles: Counter[tuple[str, str, str]], opened: Opened) -> str:
     if style in ("comfy", "comfy-text"):
         return "comfy"
     if style == "bare":
-        return "bfl" if naming == "bfl" else "peft" if opened.layout == "peft" else "bare"
+        return "peft" if opened.layout == "peft" else naming if naming in ("bfl", "diffusers") else "bare"
     return _WORDS.get((style, family), style)

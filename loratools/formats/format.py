@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from loratools.architectures.architecture import Architecture, Component
@@ -24,8 +23,7 @@ class Options(NamedTuple):
     clip_prefix: ClipPrefix | None = None
 
 
-@dataclass(frozen=True)
-class Format:
+class Format(NamedTuple):
     """A row of the registry: what it is called, who reads it, where alpha goes, and how it spells a component.
 
     `spell` takes None for the generic transformer, and answers None for what the format cannot name; `extras` are the

@@ -11,7 +11,11 @@ from loratools.model import Spelling
 def _spell(architecture: Architecture | None, component: Component | None, _: Options) -> Spelling | None:
     """The denoiser in the naming that the trainers use, text encoders always with `text_model`."""
     if architecture is None or component is None:
-        return None  # flat keys of a model without a table could not be read back
+        return None
+    if component.inside:
+        return Spelling(f"lora_{architecture.denoiser.short[0]}_", component.inside, True, WRITTEN["kohya"])
+    if not component.short:
+        return None  # flat keys of a model without a table, or of a component without a word, could not be read back
     naming = architecture.kohya if component is architecture.denoiser else component.namings[0].name
     return Spelling(f"lora_{component.short[0]}_", naming, True, WRITTEN["kohya"])
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 from loratools.adapters.adapter import Adapter, AdapterSet
@@ -101,14 +99,14 @@ class Layer(NamedTuple):
         return self.adapter.origin.stem if self.adapter.origin else ""
 
 
-@dataclass(frozen=True)
-class Subject:
-    """A parsed file as loaders are asked about it."""
+class Subject(NamedTuple):
+    """A parsed file as loaders are asked about it; `by_component` has the places of its layers, in file order."""
 
     reading: Reading
     architecture: str
     layers: tuple[Layer, ...]
     keys: tuple[str, ...]
+    by_component: Mapping[str, Sequence[int]]
 
     @property
     def adapters(self) -> AdapterSet:
@@ -129,23 +127,14 @@ class Subject:
         """The configuration of a component, wherever it stood."""
         return self.adapters.configs.get(component) or self.adapters.configs.get("")
 
-    @cached_property
-    def by_component(self) -> dict[str, list[int]]:
-        """component → the places of its layers, in file order."""
-        found: dict[str, list[int]] = {}
-        for at, layer in enumerate(self.layers):
-            found.setdefault(layer.sort.component, []).append(at)
-        return found
 
-
-@dataclass(frozen=True)
-class Loading:
+class Loading(NamedTuple):
     """How much of a file a runtime loads with the right delta, adapter by adapter."""
 
     runtime: str
     subject: Subject
     verdicts: tuple[Verdict, ...]
-    reasons: tuple[tuple[Reason, tuple[str, ...]], ...] = field(default=())
+    reasons: tuple[tuple[Reason, tuple[str, ...]], ...] = ()
 
     @property
     def loaded(self) -> int:
@@ -193,7 +182,11 @@ def subject_of(reading: Reading) -> Subject:
     held = reading.adapters
     architecture = reading.settled or held.architectures[0]
     keys = tuple(key for part in reading.opened.parts for key in part.source)
-    return Subject(reading, architecture, _layers(held), keys)
+    layers = _layers(held)
+    by_component: dict[str, list[int]] = {}
+    for at, layer in enumerate(layers):
+        by_component.setdefault(layer.sort.component, []).append(at)
+    return Subject(reading, architecture, layers, keys, by_component)
 
 
 # Namings that are module names of diffusers or transformers; every other is a checkpoint's or a trainer's own.

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from loratools.errors import MalformedFile, PathNotFound, UnsafeFile, UsageError
 from loratools.formats.configs import Config, parse_json
 from loratools.tensors.safetensors_file import open_safetensors
-from loratools.tensors.sharded import open_sharded
 from loratools.tensors.source import LocalFile, MemoryTensors, TensorSource
 
 CONFIG = "adapter_config.json"
@@ -24,8 +22,7 @@ _CONFIG_LIMIT = 16 << 20
 Reference = str | os.PathLike[str] | bytes | BinaryIO | Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """One set of tensors; `component` where its place in a folder names one, `config` where one stands beside it."""
 
     component: str | None
@@ -33,8 +30,7 @@ class Part:
     config: Config | None = None
 
 
-@dataclass(frozen=True)
-class Opened:
+class Opened(NamedTuple):
     """A reference, opened: nothing has been read but headers and configurations."""
 
     name: str
@@ -68,6 +64,8 @@ def open_reference(reference: Reference, *, unsafe_pickle: bool = False) -> Open
 
 def _open_part(path: Path, component: str | None = None, *, unsafe_pickle: bool, config: Config | None = None) -> Part:
     if path.name.endswith(".safetensors.index.json"):
+        from loratools.tensors.sharded import open_sharded  # seldom an adapter's
+
         return Part(component, open_sharded(path), config)
     if path.suffix.lower() in _PICKLES:
         from loratools.tensors.pickle_file import open_pickle  # its checks and its child cost more than most commands

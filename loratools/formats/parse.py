@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from typing import NamedTuple
 
@@ -22,8 +22,8 @@ from loratools.formats.collect import Group, canonical_roles, collect
 from loratools.formats.detect import Place, Stem, by_names
 from loratools.formats.dialect import dialect_of
 from loratools.formats.format import BUNDLE, EMBEDDING
+from loratools.formats.layouts import turned
 from loratools.formats.opening import Opened, Part
-from loratools.formats.patterns import require_bounded
 from loratools.formats.processors import NEVER_RUN, never_run
 from loratools.model import Target
 from loratools.tensors.lazy import LazyTensor
@@ -39,8 +39,7 @@ class UnknownKey(NamedTuple):
     near: str | None = None
 
 
-@dataclass(frozen=True)
-class Reading:
+class Reading(NamedTuple):
     """A parsed file with all that was noticed on the way; `bind` gives the same file as another candidate reads it."""
 
     opened: Opened
@@ -159,7 +158,10 @@ class _Settings:
         self.diffusers = configs.by_component(raw, path=opened.name) if raw else {}
         self.free = Settings(free=alphas.free_alpha(metadata, path=opened.name))
         for config in (*self.diffusers.values(), *(part.config for part in opened.parts)):
-            require_bounded(config or {}, path=opened.name)
+            if config:
+                from loratools.formats.patterns import require_bounded  # a file without a configuration has no patterns
+
+                require_bounded(config, path=opened.name)
 
     def of(self, stem: Stem, component: str) -> Settings:
         """The settings of one layer."""
@@ -228,10 +230,7 @@ def _bind(
         warnings += noticed
         if stored is None and any(item.cut.row.family == "hcp" for item in group.found.values()):
             warnings.append("no scale is stored, and 1 is taken; HCP-Diffusion's own loader would take 1 / rank")
-        if placement.layout == "swap_halves":
-            held = dict(kind.swap_halves(held))
-        elif placement.layout == "transpose":
-            held = dict(kind.transpose(held))
+        held = dict(turned(kind, held, placement, path=group.file, key=group.stem[1]))
         adapters.append(Adapter(target, kind.name, held, alpha, _origin(group), beside))
     return tuple(adapters), warnings
 

@@ -27,6 +27,7 @@ def _spell(architecture: Architecture | None, component: Component | None, optio
 _CARRIED = (
     "base_model_name_or_path",
     "bias",
+    "ensure_weight_tying",
     "fan_in_fan_out",
     "layer_replication",
     "modules_to_save",

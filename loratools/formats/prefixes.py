@@ -20,8 +20,10 @@ class Prefix(NamedTuple):
     style: str
     word: str = ""
 
-    def means(self, architecture: Architecture, component: Component) -> bool:
-        """Whether this prefix can stand for that component."""
+    def means(self, architecture: Architecture, component: Component, naming: str = "") -> bool:
+        """Whether this prefix can stand for that component, under that naming of it."""
+        if naming and naming == component.inside:
+            component = architecture.denoiser
         if self.style == "kohya":
             return self.word in component.short or (self.word == TRANSFORMER and component is architecture.denoiser)
         if self.style == "component":
@@ -41,7 +43,8 @@ TRANSFORMER = "transformer"
 """OneTrainer's word for whatever removes the noise."""
 
 # style → how its prefix begins; `kohya` takes a short component word, `component` the component's own name.
-_COMFY = ("diffusion_model.", "model.diffusion_model.")
+# The last is Ideogram 4's, which has a second transformer for the other half of its guidance.
+_COMFY = ("diffusion_model.", "model.diffusion_model.", "conditional_transformer.")
 _PEFT = "base_model.model."
 _LYCORIS = "lycoris_"
 _COMFY_TEXT = re.compile(rf"text_encoders\.({'|'.join(word for _, word in COMFY_WORDS)})\.transformer\.")

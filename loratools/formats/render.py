@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
@@ -41,7 +41,8 @@ class OutputFile:
 class Rendered:
     """A set as files, with the steps that regrouping took, what could not be kept, and the adapters as written.
 
-    `rounded` are the layers whose scale is not the source's to the last bit, as a format stores it or stored it.
+    `rounded` are the layers whose scale is not the source's to the last bit, as a format stores it or stored it;
+    `whole` are the tensors that are no adapters and go along, by component and key.
     """
 
     files: tuple[OutputFile, ...]
@@ -49,6 +50,7 @@ class Rendered:
     lost: tuple[str, ...]
     adapters: tuple[Adapter, ...]
     rounded: tuple[str, ...] = ()
+    whole: Mapping[str, Mapping[str, LazyTensor]] = field(default_factory=dict)
 
 
 def writers(
@@ -117,12 +119,12 @@ def render(
             if clash:
                 raise InternalError(f"two factors would be written under {clash}", key=clash)
             held.update(found)
-    extras = _extras(adapters, form, tensors, allow_lossy=allow_lossy)
+    whole, extras = _extras(adapters, form, tensors, allow_lossy=allow_lossy)
     metadata = _metadata(adapters, regrouped)
     if scales:
         metadata[SCALES_KEY] = dumped(scales)
     files = _files(form, by_component, tensors, placed, metadata, configs=adapters.configs)
-    return Rendered(files, regrouped.steps, (*lost, *extras), tuple(placed), (*restored, *scales))
+    return Rendered(files, regrouped.steps, (*lost, *extras), tuple(placed), (*restored, *scales), whole)
 
 
 def _alpha(
@@ -156,14 +158,18 @@ def _by_component(adapters: Sequence[Adapter]) -> dict[str, list[Adapter]]:
 
 def _extras(
     adapters: AdapterSet, form: Format, tensors: dict[str, dict[str, LazyTensor]], *, allow_lossy: bool
-) -> list[str]:
-    """Modules that PEFT saved whole go along to PEFT, bundled embeddings to their readers; others have no place."""
+) -> tuple[dict[str, dict[str, LazyTensor]], list[str]]:
+    """Modules that PEFT saved whole go along to PEFT, bundled embeddings to their readers; others have no place: a line
+    for each.
+    """
+    whole: dict[str, dict[str, LazyTensor]] = {}
     keys: list[str] = []
     for component, saved in adapters.extras.items():
         held = {key: tensor for key, tensor in saved.items() if key.startswith(form.extras)}
         place = component if form.folder else ""
         if held and place in tensors:
             tensors[place].update(held)
+            whole[component] = held
         else:
             held = {}  # a component of which no adapter is written has no file to go along in
         keys += [key for key in saved if key not in held]
@@ -173,7 +179,7 @@ def _extras(
             key=keys[0],
             hint="--to peft keeps modules, --to kohya bundled embeddings; --allow-lossy leaves them out and lists them",
         )
-    return [f"{key}: saved whole" for key in keys]
+    return whole, [f"{key}: saved whole" for key in keys]
 
 
 def _metadata(adapters: AdapterSet, regrouped: Regrouped) -> dict[str, str]:

@@ -63,7 +63,7 @@ def with_exact_scales(adapters: AdapterSet) -> tuple[AdapterSet, tuple[str, ...]
         exact = recorded.get(item.target.name)
         if exact is not None and item.rank and item.scale.root == 1 and _float32(exact) == item.scale.numerator:
             names.append(item.target.name)
-            changed.append(replace(item, alpha=replace(item.alpha, value=exact * item.rank)))
+            changed.append(replace(item, alpha=item.alpha._replace(value=exact * item.rank)))
         else:
             changed.append(item)
     return replace(adapters, adapters=tuple(changed)), tuple(names)

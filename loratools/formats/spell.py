@@ -13,6 +13,7 @@ from loratools.adapters.settings import tuner_of
 from loratools.architectures.architecture import Architecture, shapes
 from loratools.architectures.naming import Naming, Placement
 from loratools.errors import InternalError, NotRepresentable
+from loratools.formats.layouts import turned
 from loratools.model import Spelling, Target
 from loratools.tensors.lazy import LazyTensor
 
@@ -72,12 +73,9 @@ class Writer:
 
     def tensors(self, adapter: Adapter) -> dict[str, LazyTensor]:
         """Every factor under its key, in the native layout and the shape this spelling gives it."""
-        factors = adapter.factors
-        layout = self.placement(adapter.target.paths[0]).layout
-        if layout == "swap_halves":
-            factors = kind_of(adapter.kind).swap_halves(factors)
-        elif layout == "transpose":
-            factors = kind_of(adapter.kind).transpose(factors)
+        placement = self.placement(adapter.target.paths[0])
+        file, stem = (adapter.origin.file, adapter.origin.stem) if adapter.origin else (None, None)
+        factors = turned(kind_of(adapter.kind), adapter.factors, placement, path=file, key=stem)
         factors = self._fitted(adapter, factors)
         convolution = max((len(factors[role].shape) for role in ("down", "up") if role in factors), default=2)
         found = {}
@@ -112,7 +110,8 @@ class Writer:
 
 def _own(suffixes: Mapping[str, str], adapter: Adapter, role: str) -> str | None:
     """The suffix that a role has in this kind alone, AdaLoRA's before a LoRA's."""
-    found = suffixes.get(f"{tuner_of(adapter.kind, adapter.factors)}.{role}")
+    tuner = tuner_of(adapter.kind, adapter.factors)
+    found = suffixes.get(f"{tuner}.{role}") if tuner != adapter.kind else None
     return found or suffixes.get(f"{adapter.kind}.{role}")
 
 

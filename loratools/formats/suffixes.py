@@ -21,9 +21,9 @@ class Suffix(NamedTuple):
     after: str = ""
     is_scale: bool = False
 
-    def fits(self, stem: str) -> bool:
+    def follows(self, stem: str) -> bool:
         """Whether the stem in front of the suffix is one that it can follow."""
-        return not self.after or stem.rstrip("0123456789").endswith(self.after)
+        return stem.rstrip("0123456789").endswith(self.after)
 
 
 _KOHYA = "kohya"
@@ -99,7 +99,10 @@ SUFFIXES: tuple[Suffix, ...] = (
 # (IA)³ as LyCORIS writes it: bare `.weight`, which means this only beside `.on_input`.
 IA3_VECTOR = Suffix(".weight", "scale_vector", "ia3", _KOHYA)
 BY_TEXT: Mapping[str, Suffix] = {row.text: row for row in SUFFIXES}
-_DEEPEST = max(row.text.count(".") for row in SUFFIXES)
+# Every end of a suffix from a dot on → the row that it is, None where it only ends longer ones.
+_ENDS: Mapping[str, Suffix | None] = {
+    row.text[at:]: BY_TEXT.get(row.text[at:]) for row in SUFFIXES for at, sign in enumerate(row.text) if sign == "."
+}
 # In-memory PEFT keys carry the adapter's name: `.lora_A.default.weight`, and bare parameters end with it. A LoRA's two
 # layers are none: `.lora_A.weightx` is no adapter called weightx.
 _NAMED = re.compile(
@@ -120,12 +123,9 @@ def cut(key: str) -> Cut | None:
     """Cut a key at its longest known suffix, or None where no suffix is known."""
     longest: Suffix | None = None
     at = len(key)
-    for _ in range(_DEEPEST):
-        at = key.rfind(".", 0, at)
-        if at <= 0:
-            break
-        row = BY_TEXT.get(key[at:])
-        if row is not None and row.fits(key[:at]):
+    while (at := key.rfind(".", 0, at)) > 0 and (end := key[at:]) in _ENDS:
+        row = _ENDS[end]
+        if row is not None and (not row.after or row.follows(key[:at])):
             longest = row
     if longest is not None:
         return Cut(key[: -len(longest.text)], longest.text, longest)

@@ -82,7 +82,7 @@ def convert(
 
     def planned(*, foresee: bool) -> Pending:
         chosen: list[_Choice] = []
-        for table in _fitting(lora, model):
+        for table in _fitting(lora, model) if form else _as_recorded(lora, _fitting(lora, model)):
             source, dropped = _selected(lora.reading.bind(table.id) if table else lora.adapter_set, components)
             plain = None
             if to_kind is not None:
@@ -227,6 +227,22 @@ def _selected(source: AdapterSet, components: Sequence[str] | None) -> tuple[Ada
     extras = {name: saved for name, saved in source.extras.items() if not name or name in components}
     dropped = [f"{name}: not among --components" for name in present if name not in components]
     return replace(source, adapters=kept, extras=extras), dropped
+
+
+def _as_recorded(lora: Lora, tables: tuple[Architecture | None, ...]) -> tuple[Architecture | None, ...]:
+    """Of the architectures that fit, those with the components and namings of the record of the original spelling."""
+    record = Original.of(lora.adapter_set, path=lora.name)
+
+    def has(table: Architecture, component: str) -> bool:
+        known, spelling = table.by_name.get(component), record.spellings.get(component)
+        return known is not None and spelling is not None and known.naming(spelling.naming) is not None
+
+    kept = tuple(
+        table
+        for table in tables
+        if table is None or all(has(table, item.target.component) for item in lora.reading.bind(table.id).adapters)
+    )
+    return kept or tables
 
 
 def _changed(source: AdapterSet, dtype: str | None, alpha: str, *, allow_nonfinite: bool) -> AdapterSet:

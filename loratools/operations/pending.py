@@ -13,6 +13,7 @@ from loratools.adapters.adapter import Adapter, AdapterSet
 from loratools.adapters.proof import prove
 from loratools.errors import InternalError
 from loratools.formats.configs import DIFFUSERS_KEY
+from loratools.formats.original import Original
 from loratools.formats.registry import ORIGINAL
 from loratools.formats.render import Rendered
 from loratools.operations.conversion import Conversion
@@ -137,9 +138,10 @@ class Pending:
         if self.folded or self.rendered.rounded:
             return True
         stabilized = any(item.alpha.rank_stabilized for item in (*self.adapters, *self.source.adapters))
-        # An original configuration returns word for word: its alpha may be what the source had to round.
-        restated = self.parameters["to"] == ORIGINAL and any(
-            file.config is not None or DIFFUSERS_KEY in file.metadata for file in self.rendered.files
+        # What returns word for word may be what the source had to round: a configuration, the scales of fused parts.
+        restated = self.parameters["to"] == ORIGINAL and (
+            any(file.config is not None or DIFFUSERS_KEY in file.metadata for file in self.rendered.files)
+            or bool(Original.of(self.source, path=self.lora.reading.opened.name).unfolded)
         )
         return stabilized or restated or any(step.measured for step in self.rendered.steps)
 

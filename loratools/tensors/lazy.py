@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from loratools.errors import InternalError, NonFinite, UnsupportedFile
 from loratools.tensors.dtypes import BY_TORCH, DTYPES, encode_scalar, nbytes
@@ -45,8 +44,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class LazyTensor:
+class LazyTensor(NamedTuple):
     """A tensor that has not been read: row-major, little-endian, `shape` elements of `dtype` (a safetensors name)."""
 
     dtype: str

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from loratools.errors import InternalError, MalformedFile
@@ -42,12 +41,14 @@ class Fills(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class MemoryBytes:
     """A ByteSource over bytes that are already in memory."""
 
-    data: bytes
-    name: str = "<memory>"
+    __slots__ = ("data", "name")
+
+    def __init__(self, data: bytes, name: str = "<memory>") -> None:
+        self.data = data
+        self.name = name
 
     @property
     def size(self) -> int:
@@ -135,12 +136,14 @@ class Columns(NamedTuple):
         return bytes(self.left) + bytes(self.right + self.left).join(pieces) + bytes(self.right)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Computed:
     """Bytes that arithmetic makes when they are asked for."""
 
-    length: int
-    produce: Callable[[], bytes]
+    __slots__ = ("length", "produce")
+
+    def __init__(self, length: int, produce: Callable[[], bytes]) -> None:
+        self.length = length
+        self.produce = produce
 
     def cut(self, start: int, stop: int) -> Segment:
         """A part of the result, made when asked for."""

@@ -33,7 +33,7 @@ def adapter(paths, factors, kind="lora", *, alpha: Fraction | int | None = None,
     held = {role: tensor if isinstance(tensor, LazyTensor) else lazy(tensor) for role, tensor in factors.items()}
     stated = Alpha(None if alpha is None else Fraction(alpha), "tensor")
     stem = "_".join(paths)
-    return Adapter(target, kind, held, stated, Origin("made.safetensors", stem, {r: f"{stem}.{r}" for r in held}))
+    return Adapter(target, kind, held, stated, Origin("made.safetensors", stem, {r: f"{stem}.{r}" for r in held}, {}))
 
 
 def lora(paths, seed=0, *, rows=6, columns=5, rank=2, alpha=None, ratio=None, dtype=torch.float16, **more) -> Adapter:

@@ -201,7 +201,7 @@ def test_magnitude_that_differs_is_seen():
 
 def test_clusters_join_what_shares_paths():
     source = [lora("q", 1), lora("k", 3), lora("v", 5), lora("o", 7), lora("q", 9, ratio=(1,))]
-    source[4] = replace(source[4], target=replace(source[4].target, component="text_encoder"))
+    source[4] = replace(source[4], target=source[4].target._replace(component="text_encoder"))
     output = [lora(QKV, 1, rows=18), lora("x", 3)]
     found = clusters(source, output)
     assert [([a.target.paths for a in ours], [b.target.paths for b in theirs]) for ours, theirs in found] == [

@@ -166,7 +166,7 @@ def test_power_of_two_that_float16_cannot_hold_goes_to_float32():
 
 def test_rank_stabilised_scales_survive_slices_exactly_and_blocks_to_a_double():
     parts = [
-        replace(item, alpha=replace(item.alpha, rank_stabilized=True))
+        replace(item, alpha=item.alpha._replace(rank_stabilized=True))
         for item in (lora(p, s, alpha=3) for s, p in enumerate(QKV))
     ]
     done = regroup(parts, fused(QKV))
@@ -175,7 +175,7 @@ def test_rank_stabilised_scales_survive_slices_exactly_and_blocks_to_a_double():
     four = regroup([*parts, lora("o", 9, alpha=3)], fused((*QKV, "o")))
     close(dense_by_path(four.adapters), dense_by_path([*parts, lora("o", 9, alpha=3)]), 1e-6)
     wide = lora(QKV, rows=9, alpha=3)
-    wide = replace(wide, alpha=replace(wide.alpha, rank_stabilized=True))
+    wide = replace(wide, alpha=wide.alpha._replace(rank_stabilized=True))
     assert all(item.scale.equals(wide.scale) for item in regroup([wide], alone).adapters)
 
 

@@ -244,8 +244,8 @@ def test_a_flattened_convolution_gets_its_kernel_back_from_the_weights_shape():
 
 def test_rank_stabilised_alpha_keeps_its_scale():
     item = lora("q", 1, rank=2, alpha=3, dtype=torch.float64)
-    item = replace(adapter("q", doubles("loha", rows=30, columns=30, rank=3), "loha"), alpha=replace(
-        item.alpha, rank_stabilized=True))  # fmt: skip
+    stabilized = item.alpha._replace(rank_stabilized=True)
+    item = replace(adapter("q", doubles("loha", rows=30, columns=30, rank=3), "loha"), alpha=stabilized)
     found = to_lora(item)
     assert float(found.adapter.scale) == pytest.approx(3 / math.sqrt(3), rel=1e-15)
     assert far(delta_of(found.adapter, dtype="float64"), delta_of(item, dtype="float64")) <= 1e-12

@@ -22,9 +22,10 @@ def checkpoint(naming, table, *, square=()):
         weight = torch.arange(start, start + rows * columns, dtype=torch.float64).reshape(rows, columns)
         start += rows * columns
         native[placement.weight_key] = weight
-        if placement.layout == "transpose":
+        layout = placement.settled(parts[0]).layout
+        if layout == "transpose":
             weight = weight.T
-        if placement.layout == "swap_halves":
+        if layout == "swap_halves":
             weight = torch.cat(weight.chunk(2)[::-1])
         for path, part in zip(placement.paths, weight.split([part[0] for part in parts]), strict=True):
             expected[path + ".weight"] = part
@@ -87,6 +88,48 @@ def test_bfl_flux_is_what_diffusers_makes_of_it(variant):
             expected_biases[key.removesuffix("weight") + "bias"] = value[:, 0]
     converted = convert_flux_transformer_checkpoint_to_diffusers(native)
     assert same(converted, expected | expected_biases)
+
+
+# architecture, naming, the converter's name, its tables; what a converter asks for and drops, or makes of nothing.
+CONVERTERS = [
+    ("sd3", "original", "convert_sd3_transformer_checkpoint_to_diffusers", ("sd3-medium", "sd35-medium", "sd35-large")),
+    ("chroma", "bfl", "convert_chroma_transformer_checkpoint_to_diffusers", ("chroma",)),
+    ("flux2", "bfl", "convert_flux2_transformer_checkpoint_to_diffusers", ("flux2-dev", "flux2-klein-9b")),
+    ("hunyuan-video", "original", "convert_hunyuan_video_transformer_to_diffusers", ("hunyuan-video-t2v",)),
+    ("auraflow", "original", "convert_auraflow_transformer_checkpoint_to_diffusers", ("auraflow",)),
+    ("lumina2", "original", "convert_lumina2_to_diffusers", ("lumina2",)),
+    ("sana", "original", "convert_sana_transformer_to_diffusers", ("sana-1600m", "sana-600m")),
+    ("wan2.1", "original", "convert_wan_transformer_to_diffusers", ("wan21-i2v-14b", "wan21-t2v-1.3b")),
+    ("wan2.2", "original", "convert_wan_transformer_to_diffusers", ("wan22-ti2v-5b",)),
+    ("z-image", "comfy", "convert_z_image_transformer_checkpoint_to_diffusers", ("z-image",)),
+]
+DROPPED = {"sd3": ("pos_embed",), "sana": ("pos_embed", "y_embedder.y_embedding")}
+# The few layers with a bias, where not all have one.
+BIASED = {"auraflow": ("init_x_linear", "t_embedder.mlp.0", "t_embedder.mlp.2"), "flux2": ()}
+
+
+@pytest.mark.parametrize(
+    ("name", "naming", "converter", "table"),
+    [(name, naming, converter, table) for name, naming, converter, tables in CONVERTERS for table in tables],
+    ids=[table for *_, tables in CONVERTERS for table in tables],
+)
+def test_native_transformer_is_what_diffusers_makes_of_it(name, naming, converter, table):
+    from diffusers.loaders import single_file_utils
+
+    denoiser = architecture(name).denoiser
+    native, expected = checkpoint(denoiser.naming(naming), shapes(table)["transformer"])
+    bare = {placement.weight_key for placement in denoiser.namings[0].placements() if not placement.joint}
+    expected = {key.removesuffix(".weight") if key[:-7] in bare else key: row for key, row in expected.items()}
+    file = dict(native) | {key: torch.zeros(1) for key in DROPPED.get(name, ())}
+    biased = BIASED.get(name, [key[:-7] for key in native if key.endswith(".weight")])
+    file |= {f"{path}.bias": native[f"{path}.weight"][:, 0] for path in biased}  # a bias goes with its rows
+    made = getattr(single_file_utils, converter)(file)
+    wanted = {key for key in made if not key.endswith(".bias") and key != "pos_embed.pos_embed"} | expected.keys()
+    for key in wanted:
+        assert made[key].equal(expected[key]), key
+    for key in made:  # a bias is the first, and here only, column of its weight
+        if key.endswith(".bias") and key[:-4] + "weight" in expected:
+            assert made[key].equal(expected[key[:-4] + "weight"][:, 0]), key
 
 
 @pytest.mark.parametrize("variant", ["stable-cascade", "stable-cascade-lite"])

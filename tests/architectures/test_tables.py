@@ -26,6 +26,10 @@ NAMINGS = [
 VARIANTS = [pytest.param(known, variant, id=variant.shapes) for known in ARCHITECTURES for variant in known.variants]
 # Modules that single-file checkpoints hold and pipelines do not: open_clip's last block and its projection in SD2.
 CHECKPOINT_ONLY = {("sd2", "text_encoder"): ("text_model.encoder.layers.23.", "text_projection")}
+# Of Mochi's blocks the last calls one layer by another name in diffusers, and by the same one in its own files.
+SPLIT_SKELETONS = {("mochi", "original"): {("blocks", "#", "mod", "y")}}
+# HunyuanDiT counts its norms in another order than diffusers does: the layers beside them tell whose names they are.
+CROSSED = {"hunyuan-dit": ("norm2", "norm3")}
 
 
 def canonical_paths(component):
@@ -48,7 +52,8 @@ def table_paths(known, component):
 @pytest.mark.parametrize(("known", "component", "naming"), NAMINGS)
 def test_each_skeleton_has_one_set_of_fixed_positions(known, component, naming):
     for table in (naming.natives.table, naming.canonicals.table):
-        assert [words for words, by_positions in table.items() if len(by_positions) > 1] == []
+        split = {words for words, by_positions in table.items() if len(by_positions) > 1}
+        assert split <= SPLIT_SKELETONS.get((known.id, naming.name), set())
 
 
 @pytest.mark.parametrize(("known", "component", "naming"), NAMINGS)
@@ -96,6 +101,8 @@ def test_namings_agree_where_they_spell_alike(known, component):
         for placement in naming.placements():
             # A bare parameter and a module of one name are told apart by their keys: text_projection[.weight].
             key = (skeleton(placement.native), bool(placement.joint))
+            if placement.native.rpartition(".")[2] in CROSSED.get(known.id, ()):
+                continue
             assert meanings.setdefault(key, (placement.paths, placement.layout)) == (placement.paths, placement.layout)
 
 
@@ -125,17 +132,11 @@ def test_canonical_paths_are_the_weights_of_the_real_class(known, component):
 
 @pytest.mark.parametrize(("known", "component"), COMPONENTS)
 def test_canonical_paths_are_modules_of_the_real_class(known, component):
-    import torch
-
-    table = next(variant.shapes for variant in known.variants if table_of(variant, component))
-    build, config = make_shapes.TABLES[table][component.name]
-    with torch.device("meta"):
-        model = build(config)
-    level = "" if hasattr(model, "text_model") or build is not make_shapes.clip else "text_model."
-    for path in shapes(table)[component.name]:
-        placement = component.namings[0].at_canonical(path)
-        owner = model.get_submodule(path.removeprefix(level)).weight if placement.joint else model.get_parameter(path)
-        assert isinstance(owner, torch.nn.Parameter)
+    for variant in known.variants:
+        if table_of(variant, component):
+            bare = make_shapes.bare(*make_shapes.TABLES[variant.shapes][component.name])
+            for path in table_of(variant, component):
+                assert (component.namings[0].at_canonical(path).joint == "") == (path in bare)
 
 
 @pytest.mark.parametrize(("known", "component", "naming"), NAMINGS)
@@ -180,7 +181,7 @@ def test_words_of_an_architecture_are_unambiguous(known):
 
 
 def test_claims_name_one_architecture_each():
-    claims = [word for known in ARCHITECTURES for word in (*known.specification, *known.base_versions)]
+    claims = [word for known in ARCHITECTURES for word in {*known.specification, *known.base_versions}]
     assert [word for word, times in Counter(claims).items() if times > 1] == []
 
 

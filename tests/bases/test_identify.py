@@ -32,6 +32,13 @@ SPELLINGS = [
     for naming in component.namings
     if component.name in shapes(variant.shapes)
 ]
+# Built from a class without a configuration: the published model has the width of its text encoder there.
+OF_CLASS_DEFAULTS = {
+    "base_lumina2_transformer_diffusers_gen.json": (
+        "time_caption_embed.caption_embedder.0.weight",
+        "time_caption_embed.caption_embedder.1.weight",
+    )
+}
 # Those that are published as one file with everything in it.
 SINGLE_FILES = [known for known in ARCHITECTURES if all(component.checkpoint for component in known.components)]
 
@@ -58,11 +65,14 @@ def inventory(path):
 def test_a_component_alone_is_a_base_of_its_architecture(known, variant, component, naming):
     found = identify(spelt(component, naming, shapes(variant.shapes)[component.name]))
     assert found.role == "base"
-    assert known.id in found.candidates
+    heirs = set(known.yields_to) & set(found.candidates)  # such as SkyReels', which are Wan's trained on
+    assert known.id in found.candidates or heirs
     assert found.unmatched == found.misfits == ()
     assert {part.naming for part in found.components.values()} == {naming.name}
     if component is known.denoiser:
-        assert (found.candidates, found.variants) == ((known.id,), (variant.name,))
+        assert set(found.candidates) <= {known.id, *known.family, *known.yields_to}
+        if len(found.candidates) == 1:
+            assert found.variants == (variant.name,)
 
 
 @pytest.mark.parametrize("known", SINGLE_FILES, ids=lambda known: known.id)
@@ -128,8 +138,8 @@ def test_positions_of_motion_modules_are_no_weights(naming):
         ({"emb_params": (5, 768)}, ("sd1",)),
         ({"string_to_param.*": (2, 1024)}, ("sd2",)),
         ({"<token>": (768,)}, ("sd1",)),
-        ({"clip_l": (4, 768), "clip_g": (4, 1280)}, ("sdxl",)),
-        ({"clip_l": (4, 768), "t5": (4, 4096)}, ("flux1",)),
+        ({"clip_l": (4, 768), "clip_g": (4, 1280)}, ("sd3", "sdxl")),
+        ({"clip_l": (4, 768), "t5": (4, 4096)}, ("flux1", "sd3")),
     ],
 )
 def test_embeddings_tell_their_encoder(sizes, candidates):
@@ -182,7 +192,8 @@ def test_corpus_roles_and_architectures(path):
     assert found.role == truth["role"]
     name = truth.get("architecture", "")
     if name in REGISTERED:
-        assert found.candidates == (name,)
+        assert name in found.candidates
+        assert set(found.candidates) <= {name, *architecture(name).family}
     elif name.startswith("llm-"):
         assert found.candidates[0] == name
     elif name:
@@ -194,7 +205,8 @@ def test_corpus_roles_and_architectures(path):
 def test_corpus_bases_leave_nothing_unexplained(path):
     sizes = inventory(path)
     found = identify(sizes)
-    assert found.unmatched == found.misfits == ()
+    assert found.unmatched == ()
+    assert found.misfits == OF_CLASS_DEFAULTS.get(path.name, ())
     placed = sum(len(part.keys) for part in found.components.values())
     assert placed + sum(companion(key) is not None for key in sizes) == len(sizes)
     assert ("inpaint" in found.variants) == ("inpainting" in path.name) or len(found.variants) != 1

@@ -27,13 +27,18 @@ REGISTERED = {known.id for known in ARCHITECTURES}
 FORMAT_IDS = {form.id for form in FORMATS}
 # what is read and, but for the way back, not written
 READABLE = FORMAT_IDS | {"cloneofsimo", "diffusers-attn-procs", "diffusers-old", "lycoris", "onetrainer"}
-# a fixture made by hand whose factors make no Kronecker product of Flux' sizes
-BROKEN = {"lora_flux1_lokr_bfl_fixture.json"}
+# fixtures made by hand whose factors make no Kronecker product of the sizes of any layer
+BROKEN = {
+    "lora_anima_lokr_dora_fixture.json", "lora_flux1_lokr_bfl_fixture.json", "lora_qwen_image_kohya_lokr_fixture.json"
+}  # fmt: skip
 # Names and shapes leave open what metadata would settle:
 # (IA)³ vectors on the outputs of SD1's and SD2's projections have one length.
 # And three layers of Qwen-Image's double blocks have the names and the sizes of Flux'.
 SHARED = {"lora_qwen_image_diffusers_fixture.json"}
-UNDECIDABLE = {"lora_sd15_peft_ia3_gen.json": {"sd1", "sd2"}}
+UNDECIDABLE = {
+    "lora_sd15_peft_ia3_gen.json": {"sd1", "sd2"},
+    "lora_qwen_image_diffusers_fixture.json": {"chroma", "flux1", "flux2", "framepack", "hunyuan-video"},
+}
 
 pytestmark = pytest.mark.skipif(not CORPUS, reason="LORATOOLS_CORPUS names no folder of key inventories")
 
@@ -96,7 +101,7 @@ def test_an_adapter_of_a_known_architecture_is_read_whole(name):
     outside = {found for found in adapters.architectures if not in_family(found, truth)}
     assert outside <= UNDECIDABLE.get(name, set())
     if truth["architecture"] in REGISTERED and name not in UNDECIDABLE:
-        assert reading.settled == truth["architecture"]
+        assert reading.settled == (truth["architecture"] if len(adapters.architectures) == 1 else None)
     # Each key is a factor or an alpha of exactly one adapter, or was recognised as no adapter.
     taken = Counter(key for item in adapters.adapters for key in set(item.origin.keys.values()))
     taken.update(key for saved in adapters.extras.values() for key in saved)
@@ -129,7 +134,7 @@ def test_what_is_no_adapter_is_named(name, tmp_path):
     assert found["role"] == truth["role"]
     assert truth["architecture"] in found["candidates"]
     if truth["architecture"] in REGISTERED:
-        assert found["architecture"] == truth["architecture"]
+        assert found["architecture"] == (truth["architecture"] if len(found["candidates"]) == 1 else None)
     assert all(in_family(candidate, truth) for candidate in found["candidates"])
 
 

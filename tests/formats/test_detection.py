@@ -1,7 +1,5 @@
 """The confusion matrix over candidate sets: what full files and small subsets of them may be, and what decides."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -22,7 +20,8 @@ def word(arch, part):
     """The word of sd-scripts for a component; that of the table for a model that sd-scripts does not train."""
     if arch in WORDS:
         return WORDS[arch][part]
-    return f"lora_{next(known for known in ARCHITECTURES if known.id == arch).by_name[part].short[0]}"
+    short = next(known for known in ARCHITECTURES if known.id == arch).by_name[part].short
+    return f"lora_{short[0]}" if short else None
 
 
 DENOISERS = {known.id: known.denoiser.name for known in ARCHITECTURES}
@@ -58,6 +57,8 @@ def adapter(known, form, *, part=None, keep=lambda _: True, metadata=None):
     for component in known.components:
         if component.name != (part or component.name) or (form == "peft" and component is not known.denoiser):
             continue
+        if form == "kohya" and word(known.id, component.name) is None:
+            continue
         for native, (rows, columns, *kernel) in natives(known, form, component):
             if keep(native) and "embed" not in native.rsplit(".", 1)[-1]:
                 start = stem(known.id, component.name, native)
@@ -73,7 +74,7 @@ def adapter(known, form, *, part=None, keep=lambda _: True, metadata=None):
 def test_a_full_file_is_settled(known, form):  # in a PEFT folder the denoiser is alone
     reading = parse(adapter(known, form))
     assert in_family(known, reading.adapters.architectures)
-    assert reading.settled == known.id
+    assert reading.settled == (known.id if len(reading.adapters.architectures) == 1 else None)
     assert reading.unknown == ()
 
 
@@ -100,8 +101,8 @@ SUBSETS = {
 def test_the_true_architecture_is_always_among_the_candidates(known, form, subset):
     reading = parse(adapter(known, form, part=DENOISERS[known.id], keep=SUBSETS[subset]))
     found = reading.adapters.architectures
-    assert known.id in found
-    assert reading.settled == (known.id if len(found) == 1 else None)
+    assert known.id in found or set(known.yields_to) & set(found)
+    assert reading.settled == (found[0] if len(found) == 1 else None)
     # Sizes tell a text width of 768, 1024, 1280 and 2048 apart wherever a layer has one.
     if subset == "cross" and known.id in WORDS:
         assert set(found) & set(WORDS) == {known.id}
@@ -191,7 +192,7 @@ def with_strays(name, count=1):
             stray = stem.replace("layers_20", f"layers_{12 + at}")
             strays[stray + KOHYA["down"]] = LazyTensor.zeros("F16", (1, columns))
             strays[stray + KOHYA["up"]] = LazyTensor.zeros("F16", (rows, 1))
-    return replace(opened, parts=(Part(None, MemoryTensors(tensors | strays)),)), set(strays)
+    return opened._replace(parts=(Part(None, MemoryTensors(tensors | strays)),)), set(strays)
 
 
 @pytest.mark.parametrize("arch", [None, "sd1"])
@@ -240,7 +241,7 @@ def test_sizes_of_no_known_variant_leave_the_names_to_decide(known):
     for key, tensor in ((key, opened.parts[0].source[key]) for key in opened.parts[0].source):
         extents = [min(extent, 8) for extent in tensor.shape]
         tiny[key] = LazyTensor.zeros("F16", extents)
-    reading = parse(replace(opened, parts=(Part(None, MemoryTensors(tiny)),)))
+    reading = parse(opened._replace(parts=(Part(None, MemoryTensors(tiny)),)))
     assert known.id in reading.adapters.architectures
     assert reading.unknown == ()
 

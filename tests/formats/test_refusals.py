@@ -287,8 +287,8 @@ def test_an_adapter_with_factors_amiss_is_described(tmp_path):
 
 
 def test_a_few_layers_of_a_larger_model_are_not_taken_for_a_smaller_one(tmp_path):
-    tensors = lora("lora_unet_double_blocks_0_img_attn_qkv", (12288, 4096))
-    tensors |= lora("lora_unet_single_blocks_0_linear2", (4096, 16384))
+    tensors = lora("lora_unet_double_blocks_0_img_attn_qkv", (21504, 7168))
+    tensors |= lora("lora_unet_single_blocks_0_linear2", (7168, 28672))
     error = refused(ArchitectureMismatch, tensors, tmp_path)
     assert "--arch flux1" in error.hint
     assert loratools.convert(tmp_path / "in.safetensors", to="kohya", arch="flux1").plan.adapters == 2
