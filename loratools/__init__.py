@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from loratools.operations.apply import apply as apply
     from loratools.operations.catalogue import supported_architectures as supported_architectures
     from loratools.operations.catalogue import supported_formats as supported_formats
     from loratools.operations.combine import combine as combine
@@ -21,17 +22,24 @@ if TYPE_CHECKING:
     from loratools.operations.inspect import inspect as inspect
     from loratools.operations.lora import open_lora as open  # noqa: A004, F401 — `loratools.open`, as in any file library
     from loratools.operations.merge import merge as merge
+    from loratools.operations.rebuild import rebuild as rebuild
     from loratools.operations.resize import resize as resize
+    from loratools.operations.validate import validate as validate
+    from loratools.pipelines.synthetic import make_pipeline as make_pipeline
 
 _VERBS = {
+    "apply": ("loratools.operations.apply", "apply"),
     "combine": ("loratools.operations.combine", "combine"),
     "compare": ("loratools.operations.compare", "compare"),
     "convert": ("loratools.operations.convert", "convert"),
     "demo": ("loratools.operations.demo", "demo"),
     "extract": ("loratools.operations.extract", "extract"),
     "inspect": ("loratools.operations.inspect", "inspect"),
+    "make_pipeline": ("loratools.pipelines.synthetic", "make_pipeline"),
     "merge": ("loratools.operations.merge", "merge"),
+    "rebuild": ("loratools.operations.rebuild", "rebuild"),
     "resize": ("loratools.operations.resize", "resize"),
+    "validate": ("loratools.operations.validate", "validate"),
     "supported_architectures": ("loratools.operations.catalogue", "supported_architectures"),
     "supported_formats": ("loratools.operations.catalogue", "supported_formats"),
     "open": ("loratools.operations.lora", "open_lora"),

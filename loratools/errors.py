@@ -157,6 +157,16 @@ class ResourceError(LoratoolsError):
     exit_code = 5
 
 
+# 6: out of reach
+
+
+class Unavailable(LoratoolsError):
+    """Something on the Hub that is missing, gated or out of reach, or a needed file that is not on this machine."""
+
+    code = "unavailable"
+    exit_code = 6
+
+
 # 7: numbers
 
 

@@ -48,7 +48,12 @@ def test_exit_codes_are_those_of_the_program():
 
 
 def test_options_named_in_prose_exist():
-    known = {name for verb in VERBS for parameter in cli.get_command(None, verb.name).params for name in parameter.opts}
+    known = {
+        name
+        for verb in VERBS
+        for parameter in cli.get_command(None, verb.name).params
+        for name in (*parameter.opts, *parameter.secondary_opts)
+    }
     known |= {name for parameter in cli.params for name in parameter.opts}
     elsewhere = {"--extra-index-url"}  # pip's
     named = set(re.findall(r"`(--[a-z-]+)", README)) | set(re.findall(r"`loratools [^`]*?(--[a-z-]+)", README))
@@ -84,6 +89,16 @@ def test_the_block_about_bases_runs_as_it_stands(tmp_path, monkeypatch):
     names = {}
     exec(compile(PYTHON[1], "README.md", "exec"), names)
     assert names["extracted"].to_dict()["error"] < 1e-3
+    live = next(block for block in PYTHON if "lt.apply" in block)
+    exec(compile(live, "README.md", "exec"), names)
+    assert names["style"].removed
+
+
+def test_the_block_that_makes_pipelines_runs_as_it_stands(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    block = next(text for text in PYTHON if "make_pipeline" in text)
+    exec(compile(block, "README.md", "exec"), {})
+    assert loratools.inspect("half.safetensors").to_dict()["architecture"] == "sdxl"
 
 
 def test_every_public_verb_is_callable_after_every_part_of_the_package_was_imported():

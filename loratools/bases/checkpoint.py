@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from loratools.bases.weights import Base, open_base
 from loratools.errors import PathNotFound, UnsafeFile, UsageError, WrongRole
+from loratools.tensors.aliased import Aliased
 from loratools.tensors.safetensors_file import open_safetensors
 from loratools.tensors.sharded import ShardedTensors, blobs_of, open_sharded
 from loratools.tensors.source import LocalFile, TensorSource
@@ -17,9 +18,9 @@ from loratools.tensors.source import LocalFile, TensorSource
 PIPELINE = "model_index.json"
 _INDEX = re.compile(r".+\.safetensors\.index(\.[A-Za-z0-9_-]+)?\.json")
 _NUMBERED = re.compile(r".+-\d{5}-of-\d{5}(\.[A-Za-z0-9_-]+)?\.safetensors")
-_PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 # Weights in forms that are not read: beside merged ones they would be the old model under the new one's name.
-_OTHER_WEIGHTS = (".gguf", ".h5", ".msgpack", ".onnx", ".onnx_data", ".pb", ".tflite")
+OTHER_WEIGHTS = (".gguf", ".h5", ".msgpack", ".onnx", ".onnx_data", ".pb", ".tflite")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,8 @@ class WeightsFile:
 class Checkpoint:
     """A base model, opened. `name` is what messages call it; `folder` says whether it is one.
 
-    `others` are the files that are no weights we read, by relative name; `base` tells what its weights are.
+    `others` are the files that are no weights we read, by relative name; `base` tells what its weights are; `rewritten`
+    are the `others` that go along with another content.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Checkpoint:
     weights: tuple[WeightsFile, ...]
     others: Mapping[str, LocalFile]
     base: Base
+    rewritten: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
     def files(self) -> tuple[LocalFile, ...]:
@@ -67,7 +70,8 @@ class Checkpoint:
     def warnings(self) -> tuple[str, ...]:
         """Oddities of its indices that harm nobody."""
         parts = {id(item.part): item.part for item in self.weights}.values()
-        return tuple(text for part in parts if isinstance(part, ShardedTensors) for text in part.warnings)
+        plain = (part.source if isinstance(part, Aliased) else part for part in parts)
+        return tuple(text for part in plain if isinstance(part, ShardedTensors) for text in part.warnings)
 
     def beside(self, touched: frozenset[str]) -> tuple[Mapping[str, LocalFile], tuple[str, ...]]:
         """The files that go along unchanged, and the names of those that must not: other forms of the weights, at the
@@ -77,7 +81,7 @@ class Checkpoint:
         left: list[str] = []
         for name, file in self.others.items():
             place = str(PurePosixPath(name).parent)
-            is_weights = name.lower().endswith((".safetensors", *_PICKLES, *_OTHER_WEIGHTS))
+            is_weights = name.lower().endswith((".safetensors", *PICKLES, *OTHER_WEIGHTS))
             if is_weights and touched and (place == "." or place in touched):
                 left.append(name)
             else:
@@ -108,7 +112,7 @@ def open_checkpoint(path: str | os.PathLike[str], *, unsafe_pickle: bool = False
 
 
 def _open_folder(root: Path, *, unsafe_pickle: bool) -> Checkpoint:
-    found = dict(_walk(root))
+    found = dict(walk(root))
     is_pipeline = PIPELINE in found
     places: dict[str, list[str]] = {}
     for name in found:
@@ -138,7 +142,7 @@ def _open_folder(root: Path, *, unsafe_pickle: bool) -> Checkpoint:
     return Checkpoint(str(root), True, tuple(weights), others, open_base(str(root), parts))
 
 
-def _walk(root: Path) -> Iterator[tuple[str, LocalFile]]:
+def walk(root: Path) -> Iterator[tuple[str, LocalFile]]:
     """Every file below `root` by relative name, sorted; names that begin with a dot are a repository's own matters."""
     blobs = blobs_of(root)
     for folder, folders, names in os.walk(root):
@@ -164,7 +168,7 @@ def _sources(folder: Path, names: Sequence[str], *, unsafe_pickle: bool) -> Iter
     opened += [(open_safetensors(folder / name), name) for name in single]
     if not opened and any(_NUMBERED.fullmatch(name) for name in files):
         opened = [(open_sharded(folder), "")]
-    pickles = [name for name in files if name.endswith(_PICKLES) and "-of-" not in name]
+    pickles = [name for name in files if name.endswith(PICKLES) and "-of-" not in name]
     if not opened and pickles:
         plain = min(pickles, key=lambda name: (name.count("."), name))
         opened = [(_open_file(folder / plain, unsafe_pickle=unsafe_pickle), plain)]
@@ -172,7 +176,7 @@ def _sources(folder: Path, names: Sequence[str], *, unsafe_pickle: bool) -> Iter
 
 
 def _open_file(path: Path, *, unsafe_pickle: bool) -> TensorSource:
-    if path.suffix.lower() in _PICKLES:
+    if path.suffix.lower() in PICKLES:
         from loratools.tensors.pickle_file import open_pickle  # its checks and its child cost more than most commands
 
         return open_pickle(path, allowed=unsafe_pickle)

@@ -21,6 +21,8 @@ from loratools.tensors.source import LocalFile, TensorSource
 
 Named = tuple[str | None, TensorSource]
 
+_COMPONENTS = frozenset(component.name for known in ARCHITECTURES for component in known.components)
+
 CONV1D = {"llm-gpt2": ("c_attn", "c_proj", "c_fc")}
 """Language models that store linear layers as [in, out] (transformers' Conv1D), with the last words of their names."""
 
@@ -73,13 +75,13 @@ class Base:
             for name, part in placed.items():
                 for key, placement in part.keys.items():
                     leaf = key[len(part.prefix) :]
-                    if leaf in (placement.weight_key, placement.bias_key):
+                    weight = part.prefix + placement.weight_key
+                    held = placement.settled(source[weight].shape if weight in source else ())
+                    if held and leaf in (placement.weight_key, placement.bias_key):
                         is_bias = leaf != placement.weight_key
                         yield (
                             name,
-                            Native(
-                                source[key], key, placement, source, is_bias, None if is_bias else unit_key(source, key)
-                            ),
+                            Native(source[key], key, held, source, is_bias, None if is_bias else unit_key(source, key)),
                         )
 
     def _turned(self) -> frozenset[str]:
@@ -164,16 +166,39 @@ def open_base(name: str, parts: Sequence[Named]) -> Base:
     for component, source in parts:
         found = identify({key: source[key].shape for key in source})
         check_quantised(source)
+        if component is not None and component not in _COMPONENTS and found is not None and not found.candidates:
+            continue  # a safety checker or an image encoder: no adapter is for it, and it goes along as it is
         if found is not None and found.role == "base":
             kept.append((component, source))
             candidates.append(found.candidates)
     if not kept:
         raise WrongRole("no base model, nor a component of one", path=name, hint="loratools inspect tells what it is")
     shared = [item for item in candidates[0] if all(item in others for others in candidates)]
+    if not shared:
+        shared, kept = _without_text_encoders(kept, candidates) or (shared, kept)
     if not shared and any(candidates):
         told = " and ".join(sorted({" or ".join(item) or "unknown" for item in candidates}))
         raise ArchitectureMismatch(f"the parts of the base model are of different architectures ({told})", path=name)
     return Base(name, tuple(shared), tuple(kept))
+
+
+def _without_text_encoders(
+    parts: Sequence[Named], candidates: Sequence[tuple[str, ...]]
+) -> tuple[list[str], list[Named]] | None:
+    """What fits the parts once text encoders go along as they are, with those parts: for architectures whose adapters
+    have none.
+    """
+    rest = [at for at, (component, _) in enumerate(parts) if not (component or "").startswith("text_encoder")]
+    if not rest or len(rest) == len(parts):
+        return None
+    named = {known.id: known.by_name for known in ARCHITECTURES}
+    fits = [
+        item
+        for item in candidates[rest[0]]
+        if all(item in candidates[at] for at in rest)
+        and not any(component.startswith("text_encoder") for component in named.get(item, ()))
+    ]
+    return (fits, [parts[at] for at in rest]) if fits else None
 
 
 def _placed(component: str | None, source: TensorSource, table: Architecture) -> Mapping[str, Part]:

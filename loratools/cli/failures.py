@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import ClassVar
+from typing import ClassVar, NoReturn
 
 import click
 
@@ -20,11 +20,12 @@ from loratools.errors import InternalError, LoratoolsError, ResourceError, Usage
 
 EXIT_CODES: tuple[tuple[int, str], ...] = (
     (0, "done and verified"),
-    (1, "the answer is no: the inputs differ"),
+    (1, "the answer is no: the inputs differ, a validation fails or is inconclusive"),
     (2, "usage: unknown option or word, missing path, output exists or is an input"),
     (3, "input malformed, unsafe or unsupported; unknown or incomplete keys; not representable in the target"),
     (4, "inputs do not fit: wrong role, architecture or shapes"),
     (5, "memory, disk or permission; an input changed while it was read"),
+    (6, "the Hub or the network; a needed file that is not on this machine"),
     (7, "NaN, infinity or overflow"),
     (70, "a bug of loratools"),
     (130, "interrupted (143: terminated)"),
@@ -43,6 +44,10 @@ class Terminated(Interrupted):
 
     code: ClassVar[str] = "terminated"
     exit_code: ClassVar[int] = 143
+
+
+STOPPED = (Interrupted.exit_code, Terminated.exit_code)
+"""The exit codes of a command that somebody stopped."""
 
 
 class _Stop(BaseException):
@@ -80,6 +85,14 @@ def end_quietly() -> None:
     with suppress(KeyboardInterrupt):
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def leave_at_once(code: int) -> NoReturn:
+    """End the process without waiting for threads: after an interrupt some may compute on, and nobody takes it."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):  # a reader that has gone, a full disk: there is nobody left to tell
+            stream.flush()
+    os._exit(code)
 
 
 def asked_for(option: str, arguments: Sequence[str]) -> bool:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import click
 
-from loratools.cli.failures import EXIT_CODES, end_quietly, report, stoppable
+from loratools.cli.failures import EXIT_CODES, STOPPED, end_quietly, leave_at_once, report, stoppable
 from loratools.cli.options import manners
 from loratools.cli.render import reader_has_gone
 from loratools.errors import UsageError, nearest
@@ -36,7 +36,9 @@ VERBS: tuple[Verb, ...] = (
     Verb("formats", "Every format that is written."),
     Verb("inspect", "What is in a file?"),
     Verb("merge", "Add adapters to the weights of a base model."),
+    Verb("rebuild", "A complete pipeline with adapters merged in, loaded and run once."),
     Verb("resize", "Change the rank of an adapter, and measure what it cost."),
+    Verb("validate", "Do all ways of an adapter into a pipeline give the same pictures?"),
 )
 
 EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code:<4} {meaning}" for code, meaning in EXIT_CODES)
@@ -99,6 +101,8 @@ class Verbs(click.Group):
             code = report(error, arguments)
         if args is None:  # the process is this command's alone
             end_quietly()
+            if code in STOPPED:
+                leave_at_once(code)
         gc.freeze()  # all there is goes with the process: looking through it for cycles takes longer than many a verb
         sys.exit(code)
 

@@ -7,30 +7,15 @@ from typing import Any
 
 import click
 
-from loratools.cli import options
-from loratools.cli.arguments import size, weighted
-from loratools.cli.convert import DTYPES as PLAIN_DTYPES
+from loratools.cli.arguments import weighted
+from loratools.cli.merging_options import dtype_word, merging
 from loratools.cli.options import Manner, speaks
 from loratools.cli.progress import Progress
 from loratools.cli.render import Document, Page, emit
 from loratools.cli.text import human_bytes
-from loratools.errors import UsageError, nearest
+from loratools.errors import UsageError
 
-DTYPES = {
-    **PLAIN_DTYPES,
-    "fp8": "F8_E4M3", "fp8_e4m3": "F8_E4M3", "float8_e4m3fn": "F8_E4M3", "e4m3": "F8_E4M3",
-    "fp8_e5m2": "F8_E5M2", "float8_e5m2": "F8_E5M2", "e5m2": "F8_E5M2",
-}  # fmt: skip
 SHOWN = 8  # layers and modules on a page
-
-
-def _dtype(_context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
-    if value is None:
-        return None
-    if value.lower() not in DTYPES:
-        hint = nearest(value.lower(), DTYPES) or "float16, bfloat16, float32, fp8_e4m3 or fp8_e5m2"
-        raise UsageError(f"{parameter.opts[0]}: unknown dtype {value!r}", hint=hint)
-    return DTYPES[value.lower()]
 
 
 @click.command("merge")
@@ -38,45 +23,14 @@ def _dtype(_context: click.Context, parameter: click.Parameter, value: str | Non
 @click.argument("loras", metavar="LORA[=SCALE]…", nargs=-1)
 @click.option("-o", "--out", metavar="OUT", help="A .safetensors file, or a folder where BASE is one.")
 @click.option(
-    "--scale",
-    metavar="S",
-    help="Multiply all adapters by a number, or by component: unet=0.8,text_encoder=0.5.",
+    "--untie", is_flag=True, help="Give a language model that reads its embedding as its head a head of its own."
 )
-@click.option(
-    "--weights",
-    multiple=True,
-    metavar="PATTERN=W",
-    help="Multiply layers that fit a pattern ('unet.down_blocks.*=0.5'; the last one that fits counts), or by a list "
-    "of 12, 17, 20, 26 or 61 block weights.",
-)
-@click.option("--components", callback=options.words, metavar="NAMES", help="Merge these components of the adapters.")
-@click.option(
-    "--dtype",
-    callback=_dtype,
-    metavar="DTYPE",
-    help="Cast every float: float16, bfloat16, float32, fp8_e4m3, fp8_e5m2 (8 bits: the denoiser's matrices alone).",
-)
-@click.option(
-    "--max-shard-size", callback=size, metavar="SIZE", help="Write a folder of files no larger than this (5GB)."
-)
-@click.option("--stochastic-rounding", is_flag=True, help="Round by dice, so that small changes survive on average.")
-@click.option("--seed", type=int, default=0, show_default=True, help="The seed of --stochastic-rounding.")
-@click.option(
-    "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where to compute."
-)
-@options.allow_partial
-@options.allow_nonfinite
-@options.architecture
-@options.unsafe_pickle
-@options.overwrite
-@options.dry_run
-@options.if_needed
-@options.threads
+@merging
 @click.option("--sd_model", hidden=True, metavar="BASE", help="kohya's word for BASE.")
 @click.option("--models", hidden=True, multiple=True, metavar="LORA", help="kohya's word for LORA.")
 @click.option("--ratios", hidden=True, multiple=True, type=float, metavar="S", help="kohya's word for the scales.")
 @click.option("--save_to", hidden=True, metavar="OUT", help="kohya's word for OUT.")
-@click.option("--save_precision", hidden=True, callback=_dtype, metavar="DTYPE", help="kohya's word for --dtype.")
+@click.option("--save_precision", hidden=True, callback=dtype_word, metavar="DTYPE", help="kohya's word for --dtype.")
 @speaks
 def command(
     base: str | None,
@@ -168,7 +122,7 @@ def plan_view(page: Page, document: Document, manner: Manner) -> None:
         ]
     )
     page.line("")
-    _adapters(page, document)
+    adapter_rows(page, document)
     page.line("")
     page.table(
         ("file", ">tensors", ">size"),
@@ -189,16 +143,11 @@ def view(page: Page, document: Document, manner: Manner) -> None:
         "compared"
     )
     page.line("")
-    _adapters(page, document)
+    adapter_rows(page, document)
     layers = document["layers"]
     if layers:
         page.line("")
-        page.facts(
-            [
-                ("change", f"‖Δ‖/‖W‖ {_figure(document['ratio'])} (root mean square over layers)"),
-                ("lost to rounding", f"{document['lost']:.2%} of ‖Δ‖ in the worst layer"),
-            ]
-        )
+        page.facts(change_facts(document))
         ordered = sorted(layers, key=lambda row: -math.inf if row["lost"] is None else -row["lost"])
         shown = ordered if manner.verbose else ordered[:SHOWN]
         page.line("")
@@ -214,7 +163,15 @@ def view(page: Page, document: Document, manner: Manner) -> None:
     _remarks(page, document, manner)
 
 
-def _adapters(page: Page, document: Document) -> None:
+def change_facts(document: Document) -> list[tuple[str, object]]:
+    """How large the changes are, and how much of them the dtype could hold."""
+    return [
+        ("change", f"‖Δ‖/‖W‖ {_figure(document['ratio'])} (root mean square over layers)"),
+        ("lost to rounding", f"{document['lost']:.2%} of ‖Δ‖ in the worst layer"),
+    ]
+
+
+def adapter_rows(page: Page, document: Document) -> None:
     """One row for each component of each adapter."""
     rows = []
     for item in document["adapters"]:
@@ -233,16 +190,19 @@ def _adapters(page: Page, document: Document) -> None:
     page.table(("adapter", ">scale", "component", ">matched", ">of"), rows)
 
 
-def _remarks(page: Page, document: Document, manner: Manner) -> None:
-    most = None if manner.verbose else SHOWN
+def unmerged(document: Document) -> list[str]:
+    """Modules without a place, and what else of the adapters was left out."""
     unmatched = [
         f"{row['module']}: {row['why']}" + (f" (nearest: {row['nearest']})" if row["nearest"] else "")
         for item in document["adapters"]
         for row in item["unmatched"]
     ]
-    page.notes(
-        "not merged", [*unmatched, *(line for item in document["adapters"] for line in item["left_out"])], most=most
-    )
+    return [*unmatched, *(line for item in document["adapters"] for line in item["left_out"])]
+
+
+def _remarks(page: Page, document: Document, manner: Manner) -> None:
+    most = None if manner.verbose else SHOWN
+    page.notes("not merged", unmerged(document), most=most)
     page.notes("files left out", document["left_out"], most=most)
     page.notes("warnings", document["warnings"])
 

@@ -15,18 +15,21 @@ from loratools.bases.checkpoint import Checkpoint, open_checkpoint
 from loratools.bases.companions import companion
 from loratools.bases.placing import Placing, Touched
 from loratools.bases.quantised import unit_key
+from loratools.bases.untying import tie_in
 from loratools.errors import NonFinite, UsageError
 from loratools.operations.merge_matches import (
     Weighted,
-    matched,
     opened,
+    placed,
     remarks,
     require_matches,
     shared_architecture,
+    weighed,
 )
 from loratools.operations.merge_output import MergeOutput
 from loratools.operations.merging import Merge, MergedLayer, MergePlan
 from loratools.operations.scales import Scales
+from loratools.operations.tied_head import once, untied
 from loratools.tensors.dtypes import DTYPES
 from loratools.tensors.lazy import LazyTensor
 from loratools.tensors.writer import Progress
@@ -66,10 +69,14 @@ class PendingMerge:
         except NonFinite as error:
             error.path = error.path or self.plan.base
             raise
-        layers = () if saved.skipped else tuple(_layer(touched, item) for touched, item in self.additions)
-        made = () if saved.skipped else (*(item for _, item in self.additions), *self.casts)
+        return self.told(saved.path, saved.size, saved.payload_sha256, skipped=saved.skipped)
+
+    def told(self, path: Path, size: int, payload_sha256: str | None = None, *, skipped: bool = False) -> Merge:
+        """The report of what was written; every change has been computed, unless the output was `skipped`."""
+        layers = () if skipped else tuple(_layer(touched, item) for touched, item in self.additions)
+        made = () if skipped else (*(item for _, item in self.additions), *self.casts)
         oddities = tuple(line for item in made for line in _oddities(item))
-        return Merge(saved.path, self.plan, layers, saved.size, saved.payload_sha256, saved.skipped, oddities)
+        return Merge(path, self.plan, layers, size, payload_sha256, skipped, oddities)
 
 
 def merge(
@@ -89,9 +96,10 @@ def merge(
 
 
 def plan_merge(
-    base: str | os.PathLike[str],
+    base: str | os.PathLike[str] | Checkpoint,
     adapters: Sequence[Weighted],
     *,
+    bare: bool = False,
     scale: float | str | Mapping[str, float] | None = None,
     weights: Sequence[str] = (),
     components: Sequence[str] | None = None,
@@ -99,6 +107,7 @@ def plan_merge(
     dtype: str | None = None,
     max_shard_size: int | None = None,
     stochastic_seed: int | None = None,
+    untie: bool = False,
     device: str = "cpu",
     allow_partial: bool = False,
     allow_nonfinite: bool = False,
@@ -109,24 +118,32 @@ def plan_merge(
     Every delta is taken from the base's own weight, also where several adapters hit it; all are summed in float32 and
     cast once to the base's dtype, or to `dtype` (a safetensors name, then for every float of the files). `scale`
     multiplies all adapters, or those of one component; `weights` are `PATTERN=W` or one list of block weights.
-    `max_shard_size` is in bytes. With `stochastic_seed` values are rounded by seeded dice.
+    `max_shard_size` is in bytes. With `stochastic_seed` values are rounded by seeded dice. `bare` allows no adapter at
+    all: then nothing is changed, at most cast. `untie` gives a language model whose head is its embedding once more a
+    head of its own, and says so in its configuration.
 
     Raises PartialMatch where modules find no weight, unless `allow_partial` (always where all of one adapter find
-    none); ArchitectureMismatch, WrongRole, UnknownKeys, UsageError, and what opening raises.
+    none); NotRepresentable where a tied head and its embedding would change in two ways; ArchitectureMismatch,
+    WrongRole, UnknownKeys, UsageError, and what opening raises.
     """
-    if not adapters:
+    if not adapters and not bare:
         raise UsageError("no adapter was given", hint="loratools merge BASE LORA=0.8 -o OUT")
     if dtype is not None and dtype not in DTYPE_NAMES:
         raise UsageError(f"a merge cannot be written as {dtype}", hint=f"one of {', '.join(DTYPE_NAMES)}")
-    checkpoint = open_checkpoint(base, unsafe_pickle=unsafe_pickle)
+    checkpoint = base if isinstance(base, Checkpoint) else open_checkpoint(base, unsafe_pickle=unsafe_pickle)
     given = [opened(item, arch, unsafe_pickle=unsafe_pickle) for item in adapters]
-    table, name = shared_architecture(checkpoint, [lora for lora, _ in given])
+    table, name = shared_architecture(checkpoint.base, [lora for lora, _ in given])
     if not allow_partial:
         for lora, _ in given:
             lora.reading.require_known()
-    placing = Placing(checkpoint.base, table)
     scales = Scales.of(scale, weights)
-    applied = tuple(matched(placing, item, scales, table, components) for item in given)
+    tie = tie_in(checkpoint)
+    if untie:
+        checkpoint = untied(checkpoint, tie)
+    placing = Placing(checkpoint.base, table)
+    sets = [weighed(item, scales, table, components) for item in given]
+    skip, remark = (None, None) if untie or tie is None else once(tie, sets, placing.weights)
+    applied = tuple(placed(placing, item, skip=skip) for item in sets)
     require_matches(applied, checkpoint.name, allow_partial=allow_partial)
     dice = Dice(stochastic_seed) if stochastic_seed is not None else None
     how = How(dtype, dice, device, allow_nonfinite)
@@ -147,6 +164,7 @@ def plan_merge(
         "dtype": dtype,
         "max_shard_size": max_shard_size,
         "stochastic_seed": stochastic_seed,
+        **({"untie": True} if untie else {}),
         "allow_partial": allow_partial,
         "allow_nonfinite": allow_nonfinite,
     }
@@ -168,7 +186,7 @@ def plan_merge(
         beside=len(output.beside),
         left_out=output.left_out,
         peak_memory=_START_UP + 3 * largest,
-        warnings=(*checkpoint.warnings, *remarks(placing, scales, given)),
+        warnings=(*checkpoint.warnings, *remarks(placing, scales, given), *([remark] if remark else [])),
     )
     return PendingMerge(plan, output, tuple(additions.values()), tuple(casts.values()))
 

@@ -41,6 +41,7 @@ class MergeOutput:
     max_shard_size: int | None
     dropped: frozenset[Place] = frozenset()
     adapter_folders: tuple[Path, ...] = ()
+    operation: str = "merge"
 
     @property
     def folder(self) -> bool:
@@ -111,9 +112,9 @@ class MergeOutput:
 
     def preview(self, out: Path, *, overwrite: bool) -> int:
         """The bytes that are free for the output; raises what `save` would before it writes."""
-        self._require_place(out)
+        self.require_place(out)
         if self.folder:
-            guard_folder(out, self.inputs, self._contents(), overwrite=overwrite)
+            guard_folder(out, self.inputs, self.contents(), overwrite=overwrite)
         else:
             guard_output(out, self.inputs, overwrite=overwrite)
         check_free_space(out.absolute().parent, sum(size for _, _, size in self.sizes()))
@@ -122,15 +123,14 @@ class MergeOutput:
 
     def save(self, out: Path, *, overwrite: bool, if_needed: bool, threads: int, progress: Progress | None) -> Saved:
         """Write, verify, and compare every byte that was only copied with its source."""
-        self._require_place(out)
-        hashed = tuple(file for file in self._hashed())
-        hashes = InputHashes(hashed)
+        self.require_place(out)
+        hashes = InputHashes(self.hashed)
         try:
-            if if_needed and self._made(out, record("merge", self.parameters, hashes.inputs())):
+            if if_needed and self._made(out, record(self.operation, self.parameters, hashes.inputs())):
                 return Saved(out, 0, None, skipped=True)
             with one_thread(), Ahead(threads) as ahead:
                 if self.folder:
-                    return self._save_folder(out, hashes, ahead, overwrite=overwrite, progress=progress)
+                    return self.save_folder(out, hashes, ahead, overwrite=overwrite, progress=progress)
                 return self._save_file(out, hashes, ahead, overwrite=overwrite, progress=progress)
         finally:
             hashes.close()
@@ -153,21 +153,37 @@ class MergeOutput:
         )
         return Saved(done.path, done.size, done.payload_sha256)
 
-    def _save_folder(
-        self, out: Path, hashes: InputHashes, ahead: Ahead, *, overwrite: bool, progress: Progress | None
+    def save_folder(
+        self,
+        out: Path,
+        hashes: InputHashes,
+        ahead: Ahead,
+        *,
+        overwrite: bool,
+        progress: Progress | None,
+        contents: Mapping[str, Content] | None = None,
+        prove: Callable[[Path], None] | None = None,
+        inputs: tuple[LocalFile, ...] | None = None,
     ) -> Saved:
-        contents = self._contents()
+        """Write a folder of `contents` (those of this merge where none are given), whose inputs are hashed by `hashes`.
+
+        `prove` is given the complete folder before it gets its name, and may refuse it; `inputs` are those that the
+        folder may not hold and that must stay as they are.
+        """
+        contents = self.contents() if contents is None else contents
         rewritten = {name: pair for name, pair in self.files.items() if isinstance(contents[name], tuple)}
         followed = {name: (ahead.follow(held), item.metadata) for name, (item, held) in rewritten.items()}
 
         def check(written: Path) -> None:
             for name, (item, held) in rewritten.items():
                 self._check_file(written / name, item, held)
+            if prove is not None:
+                prove(written)
 
         done = write_folder(
             out,
             {**contents, **followed},
-            inputs=self.inputs,
+            inputs=self.inputs if inputs is None else inputs,
             overwrite=overwrite,
             progress=progress,
             check=check,
@@ -177,9 +193,9 @@ class MergeOutput:
         )
         return Saved(done.path, done.size, None)
 
-    def _contents(self) -> dict[str, Content]:
+    def contents(self) -> dict[str, Content]:
         """Every file of an output folder: tensors, or a file to copy whole; indices last."""
-        contents: dict[str, Content] = dict(self.beside)
+        contents: dict[str, Content] = {**self.beside, **self.checkpoint.rewritten}
         indices: dict[str, dict[str, Tensors]] = {}
         for name, (item, held) in self.files.items():
             is_copied = self.max_shard_size is None and item.file is not None and not self._changes(item)
@@ -188,7 +204,7 @@ class MergeOutput:
             if index is not None:
                 indices.setdefault(index, {})[PurePosixPath(name).name] = held
         for index, files in indices.items():
-            if self.max_shard_size is not None or self.dtype is not None:
+            if self.max_shard_size is not None or self.dtype is not None or self.checkpoint.rewritten:
                 contents.pop(index, None)
                 contents[index] = index_of(files)
         if self.max_shard_size is not None:
@@ -210,16 +226,22 @@ class MergeOutput:
     def _changes(self, item: WeightsFile) -> bool:
         return any((id(item.part), key) in self.changed for key in item.keys)
 
-    def _hashed(self) -> list[LocalFile]:
+    @property
+    def hashed(self) -> tuple[LocalFile, ...]:
         """The inputs that the record names: weights and adapters."""
+        return (*self.base_files, *self.adapter_files)
+
+    @property
+    def base_files(self) -> tuple[LocalFile, ...]:
+        """The files that the base's weights lie in."""
         parts = {id(item.part): item.part for item in self.checkpoint.weights}
-        return [*(file for part in parts.values() for file in part.files), *self.adapter_files]
+        return tuple(dict.fromkeys(file for part in parts.values() for file in part.files))
 
     def _late(self, item: WeightsFile, held: Tensors, hashes: InputHashes) -> Callable[[str], Mapping[str, str]]:
         def late(payload_sha256: str) -> Mapping[str, str]:
             pending = set(payload_sha256) == {"0"}
             inputs = hashes.pending() if pending else hashes.inputs()
-            found = {PROVENANCE_KEY: record("merge", self.parameters, inputs)}
+            found = {PROVENANCE_KEY: record(self.operation, self.parameters, inputs)}
             return found | recomputed(item.metadata, held, payload_sha256)
 
         return late
@@ -238,14 +260,22 @@ class MergeOutput:
 
     def _made(self, out: Path, wanted: str) -> bool:
         """Whether the output's own records say that it was made by this version from these inputs and parameters."""
-        names = [name for name, (item, _) in self.files.items() if not self.folder or self._changes(item)]
+        names = [
+            name
+            for name, (item, _) in self.files.items()
+            if not self.folder or item.file is None or self._changes(item)
+        ]
         try:
             places = [out / name for name in names] if self.folder else [out]
-            return all(open_safetensors(place).metadata.get(PROVENANCE_KEY) == wanted for place in places)
+            # A folder of which nothing is rewritten holds no record: it is made again.
+            return bool(places) and all(
+                open_safetensors(place).metadata.get(PROVENANCE_KEY) == wanted for place in places
+            )
         except LoratoolsError:  # nothing, or nothing of ours: whether it may be replaced is the writer's question
             return False
 
-    def _require_place(self, out: Path) -> None:
+    def require_place(self, out: Path) -> None:
+        """Raise UsageError or OutputRefused for a place that this output cannot have."""
         if self.folder and out.suffix == ".safetensors":
             what = "several files" if self.max_shard_size else "a folder"
             raise UsageError(f"the output is {what}", path=out, hint=f"name a folder, such as {out.with_suffix('')}/")

@@ -1,8 +1,8 @@
-"""A pipeline folder as one checkpoint under the LDM names, as web UIs load it: the same bytes, renamed and fused."""
+"""A pipeline as one checkpoint under the LDM names, as web UIs load it: the same bytes, renamed and fused."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from loratools.adapters.factors import transposed
@@ -10,17 +10,21 @@ from loratools.architectures.architecture import Architecture, Component
 from loratools.architectures.naming import Naming, Placement, skeleton
 from loratools.architectures.registry import architecture
 from loratools.architectures.vae import VAE_ATTENTION, VAE_ORIGINAL
-from loratools.bases.checkpoint import open_checkpoint
+from loratools.bases.checkpoint import Checkpoint, open_checkpoint
+from loratools.bases.companions import companion
+from loratools.bases.variants import files_of, variants_of
 from loratools.bases.weights import Base
 from loratools.errors import UnsupportedFile
 from loratools.tensors.lazy import LazyTensor, stack_rows
-from loratools.tensors.safetensors_file import open_safetensors
 from loratools.tensors.source import TensorSource
 from loratools.tensors.writer import Written, write
 
 SINGLE_FILES = ("sd1", "sd2", "sdxl")
 """The architectures whose single files are written."""
 VAE_PREFIX = "first_stage_model."
+VAE = "vae"
+
+TensorOf = Callable[[TensorSource, str], LazyTensor]
 
 
 def export_single_file(folder: Path, out: Path, architecture_id: str, *, overwrite: bool = False) -> Written:
@@ -28,42 +32,64 @@ def export_single_file(folder: Path, out: Path, architecture_id: str, *, overwri
 
     Raises UnsupportedFile for an architecture without single files and for a weight that the tables do not know.
     """
-    if architecture_id not in SINGLE_FILES:
-        raise UnsupportedFile(f"{architecture_id} has no single-file naming", hint=f"one of {', '.join(SINGLE_FILES)}")
-    table = architecture(architecture_id)
+    require_single_file(architecture_id)
     checkpoint = open_checkpoint(folder)
+    tensors = pack(checkpoint, architecture(architecture_id))
+    return write(out, tensors, {"format": "pt"}, inputs=checkpoint.files, overwrite=overwrite)
+
+
+def require_single_file(architecture_id: str | None) -> None:
+    """Raise UnsupportedFile for an architecture without single files."""
+    if architecture_id not in SINGLE_FILES:
+        raise UnsupportedFile(
+            f"{architecture_id or 'an unknown architecture'} has no single-file naming",
+            hint=f"one of {', '.join(SINGLE_FILES)}",
+        )
+
+
+def pack(checkpoint: Checkpoint, table: Architecture, tensor_of: TensorOf | None = None) -> dict[str, LazyTensor]:
+    """The tensors of a pipeline folder under the names of single files, but for those of `homeless` components; of
+    several variants the first is taken.
+
+    `tensor_of` gives another tensor for one of a source, such as the merged one. Raises UnsupportedFile for a weight
+    that the tables do not know.
+    """
+    take = tensor_of or (lambda source, key: source[key])
+    variant = next(iter(variants_of(checkpoint)), None)
     tensors: dict[str, LazyTensor] = {}
-    inputs = list(checkpoint.files)
-    for component, source in checkpoint.base.parts:
-        known = table.by_name[component or ""]
-        tensors |= dict(_component(checkpoint.base, table, known, source))
-    vae = next(iter(sorted((folder / "vae").glob("*.safetensors"))), None)
-    if vae is not None:
-        source = open_safetensors(vae)
-        inputs += source.files
-        tensors |= dict(_vae(source))
-    return write(out, tensors, {"format": "pt"}, inputs=inputs, overwrite=overwrite)
+    for component, items in files_of(checkpoint, variant).items():
+        for source in {id(item.part): item.part for item in items}.values():
+            if component == VAE:
+                tensors |= dict(_vae(source, take))
+            elif component in table.by_name:
+                tensors |= dict(_component(checkpoint.base, table, table.by_name[component], source, take))
+    return tensors
+
+
+def homeless(checkpoint: Checkpoint, table: Architecture) -> tuple[str, ...]:
+    """The components of a pipeline folder whose weights a single file has no place for."""
+    folders = dict.fromkeys(item.folder for item in checkpoint.weights)
+    return tuple(folder for folder in folders if folder != VAE and folder not in table.by_name)
 
 
 def _component(
-    base: Base, table: Architecture, known: Component, source: TensorSource
+    base: Base, table: Architecture, known: Component, source: TensorSource, take: TensorOf
 ) -> Iterator[tuple[str, LazyTensor]]:
     """The tensors of one component under the names of single files."""
+    natives = [native for name, native in base.natives(table) if name == known.name and native.source is source]
     held = {
-        (native.placement.paths[0], native.is_bias): native.tensor
-        for name, native in base.natives(table)
-        if name == known.name and native.source is source
+        (path, native.is_bias): take(source, native.key) for native in natives for path in native.placement.paths[:1]
     }
-    placed = {native.key for name, native in base.natives(table) if name == known.name and native.source is source}
+    placed = {native.key for native in natives}
     for key in source:
-        if key not in placed and not key.endswith("position_ids"):
+        if key not in placed and companion(key) != "positions":
             raise UnsupportedFile(f"no table knows {key!r} of {known.name}", path=source.name, key=key)
     for placement in _single(known).placements():
         prefix = known.checkpoint[0]
-        for is_bias, native in ((False, placement.weight_key), (True, placement.bias_key)):
+        for is_bias, native_key in ((False, placement.weight_key), (True, placement.bias_key)):
             found = [held[path, is_bias] for path in placement.paths if (path, is_bias) in held]
-            if native is not None and len(found) == len(placement.paths):
-                yield prefix + native, _laid_out(found, placement, is_bias=is_bias)
+            if native_key is not None and len(found) == len(placement.paths):
+                yield prefix + native_key, _laid_out(found, placement, is_bias=is_bias)
 
 
 def _single(known: Component) -> Naming:
@@ -78,13 +104,13 @@ def _laid_out(parts: list[LazyTensor], placement: Placement, *, is_bias: bool) -
     return whole.swap_halves() if placement.layout == "swap_halves" else whole
 
 
-def _vae(source: TensorSource) -> Iterator[tuple[str, LazyTensor]]:
+def _vae(source: TensorSource, take: TensorOf) -> Iterator[tuple[str, LazyTensor]]:
     for key in source:
         path, _, leaf = key.rpartition(".")
         placement = VAE_ORIGINAL.at_canonical(path)
         if placement is None:
             raise UnsupportedFile(f"no table knows {key!r} of the VAE", path=source.name, key=key)
-        tensor = source[key]
+        tensor = take(source, key)
         if leaf == "weight" and skeleton(placement.native)[0][-1] in VAE_ATTENTION and len(tensor.shape) == 2:
             tensor = tensor.reshape(*tensor.shape, 1, 1)
         yield f"{VAE_PREFIX}{placement.native}.{leaf}", tensor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -10,14 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loratools.errors import OutputExists, OutputRefused
+from loratools.tensors.carried import LateBytes, Linked, carry, needed_bytes, plain_size
 from loratools.tensors.layout import LateMetadata, Layout
 from loratools.tensors.lazy import LazyTensor
 from loratools.tensors.output import check_free_space, disk_errors, guard_folder, steady, sync_folder, temporary_beside
-from loratools.tensors.produce import Progress, Written, copy_plain, produce
+from loratools.tensors.produce import Progress, Written, produce
 from loratools.tensors.source import LocalFile
 
-Content = tuple[Mapping[str, LazyTensor], Mapping[str, str]] | bytes | LocalFile
-"""One file of a folder: tensors and metadata, plain bytes, or a file to copy as it is."""
+Content = tuple[Mapping[str, LazyTensor], Mapping[str, str]] | bytes | LocalFile | Linked | LateBytes
+"""One file of a folder: tensors and metadata, plain bytes (now or later), or a file to copy or link as it is."""
 
 _SEGMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _DEVICES = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
@@ -59,9 +61,11 @@ def write_folder(
         name: Layout.of(*content, late.get(name), keep_order=keep_order) if isinstance(content, tuple) else content
         for name, content in files.items()
     }
-    sizes = {name: len(plan) if isinstance(plan, bytes) else plan.size for name, plan in plans.items()}
+    sizes = {name: plan.size if isinstance(plan, Layout) else plain_size(plan) for name, plan in plans.items()}
     written: dict[str, Written] = {}
     total = sum(sizes.values())
+    device = target.parent.stat().st_dev
+    needed = sum(plan.size if isinstance(plan, Layout) else needed_bytes(plan, device) for plan in plans.values())
     done = 0
 
     def advance(stop: int, _: int) -> None:
@@ -70,7 +74,7 @@ def write_folder(
 
     try:
         with disk_errors(target, total), steady(inputs):
-            check_free_space(target.parent, total)
+            check_free_space(target.parent, needed)
             temporary.mkdir()
             if before is not None:
                 temporary.chmod(stat.S_IMODE(before.st_mode))
@@ -80,7 +84,7 @@ def write_folder(
                 if isinstance(plan, Layout):
                     made = produce(place, plan, progress=advance, digest=digest)
                 else:
-                    made = copy_plain(place, plan)
+                    made = carry(place, plan)
                 written[name] = Written(target / name, made.size, made.payload_sha256)
                 done += sizes[name]
             if check is not None:
@@ -112,8 +116,13 @@ _AT_FDCWD = -100
 def _rename_folder(temporary: Path, target: Path, *, overwrite: bool) -> None:
     """Puts `temporary` in the place of `target`; what stood there goes away only after that."""
     if not os.path.lexists(target):
-        temporary.rename(target)
-        return
+        try:
+            temporary.rename(target)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise  # else another writer's folder appeared at this very instant
+        else:
+            return
     if not overwrite and any(target.iterdir()):
         raise OutputExists("the output appeared meanwhile", path=target, hint="--overwrite replaces it")
     if _exchange(temporary, target):

@@ -178,6 +178,7 @@ JOBS = (
     Job("merge into a file", "merge", single_base),
     Job("merge into a folder", "merge", folder_base, folder=True),
     Job("extract", "extract", two_models, ("--rank", "8")),
+    Job("rebuild a folder", "rebuild", folder_base, ("--no-check",), folder=True),
 )
 
 

@@ -14,8 +14,8 @@ from tests.reliability.victims import Stage
 
 CALLS = ("open", "write", "pwrite", "pread", "preadv", "copy_file_range", "sendfile", "posix_fallocate", "fsync",
          "fdatasync", "replace", "rename", "mkdir", "fchmod", "fstat", "lstat", "statvfs")  # fmt: skip
-KILLS = {"convert": 10, "merge": 5, "extract": 6}
-STOPS = {"convert": 5, "merge": 4, "extract": 3}
+KILLS = {"convert": 10, "merge": 5, "extract": 6, "rebuild": 3}
+STOPS = {"convert": 5, "merge": 4, "extract": 3, "rebuild": 2}
 IN_PROCESS = [job for job in JOBS if job.verb in ("convert", "merge")]
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from loratools.errors import InternalError, LoratoolsError, OutputExists, OutputRefused, ResourceError
 from loratools.tensors import folder as folder_module
+from loratools.tensors.carried import LateBytes, Linked
 from loratools.tensors.lazy import LazyTensor
 from loratools.tensors.safetensors_file import open_safetensors
 from loratools.tensors.source import LocalFile
@@ -209,3 +213,76 @@ def test_shards_are_read_back_by_diffusers_rules(tmp_path):
     assert {key: open_sharded(tmp_path / "out")[key].tobytes() for key in "ab"} == dict.fromkeys(
         "ab", source["x"].tobytes()
     )
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_of_two_writers_of_one_new_folder_none_is_lost_unasked(tmp_path, overwrite):
+    def files(writer):
+        return {"model.safetensors": ({"a": LazyTensor.from_bytes("U8", (4096,), bytes(4096))}, {"writer": writer})}
+
+    for number in range(10):
+        out, ready = tmp_path / str(number), threading.Barrier(2)
+
+        def one(writer, out=out, ready=ready):
+            try:
+                write_folder(out, files(writer), overwrite=overwrite, check=lambda _: ready.wait(20) and None)
+            except OutputExists:
+                return None
+            return writer
+
+        with ThreadPoolExecutor(2) as pool:
+            ended = list(pool.map(one, "ab"))
+        winners = [end for end in ended if end]
+        assert len(winners) == (2 if overwrite else 1)
+        assert open_safetensors(out / "model.safetensors").metadata["writer"] in winners
+    assert len(list(tmp_path.iterdir())) == 10
+
+
+def test_a_linked_file_is_the_same_file_and_a_link_of_a_link_is_none(tmp_path):
+    held, pointer = tmp_path / "held.bin", tmp_path / "pointer.bin"
+    held.write_bytes(b"weights")
+    pointer.symlink_to(held)
+    files = {"a.bin": Linked(LocalFile(held)), "b.bin": Linked(LocalFile(pointer)), "c.bin": LocalFile(held)}
+    write_folder(tmp_path / "out", files)
+    inodes = [(tmp_path / "out" / name).lstat().st_ino for name in files]
+    assert inodes[0] == inodes[1] == held.stat().st_ino != inodes[2]
+    assert (tmp_path / "out" / "c.bin").read_bytes() == b"weights"
+
+
+def test_a_file_that_cannot_be_linked_is_copied(tmp_path, monkeypatch):
+    held = tmp_path / "held.bin"
+    held.write_bytes(b"weights")
+
+    def refuse(*_):
+        raise OSError(errno.EXDEV, "another disk")
+
+    monkeypatch.setattr(os, "link", refuse)
+    write_folder(tmp_path / "out", {"a.bin": Linked(LocalFile(held))})
+    assert (tmp_path / "out" / "a.bin").read_bytes() == b"weights"
+    assert (tmp_path / "out" / "a.bin").stat().st_ino != held.stat().st_ino
+
+
+def test_a_file_that_was_replaced_since_it_was_opened_is_not_linked(tmp_path):
+    held, other = tmp_path / "held.bin", tmp_path / "other.bin"
+    held.write_bytes(b"weights")
+    file = LocalFile(held)
+    assert file.size == 7
+    other.write_bytes(b"another")
+    other.replace(held)
+    write_folder(tmp_path / "out", {"a.bin": Linked(file)})
+    assert (tmp_path / "out" / "a.bin").read_bytes() == b"weights"
+
+
+def test_late_bytes_are_made_when_their_turn_comes_and_keep_their_word(tmp_path):
+    seen = []
+
+    def late():
+        seen.append(next(path.name for path in tmp_path.glob(".out*/a.bin")))
+        return b"late"
+
+    write_folder(tmp_path / "out", {"a.bin": b"first", "b.txt": LateBytes(4, late)})
+    assert seen == ["a.bin"]
+    assert (tmp_path / "out" / "b.txt").read_bytes() == b"late"
+    with pytest.raises(InternalError):
+        write_folder(tmp_path / "other", {"b.txt": LateBytes(5, lambda: b"late")})
+    assert not (tmp_path / "other").exists()
