@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def command(manner: Manner, *, keep: Path | None, make_only: bool, **wishes: Any
     """The whole story on files made on the spot.
 
     Offline and without any download: a pipeline with random weights and an adapter for it are made, inspected,
-    converted, merged, extracted, resized and combined, and every claim is measured.
+    converted, merged, extracted, resized, combined, rebuilt and validated, and every claim is measured.
     """
 
     def tell(line: str) -> None:
@@ -82,41 +83,42 @@ def view_made(page: Page, document: Document, _manner: Manner) -> None:
 
 
 def view(page: Page, document: Document, manner: Manner) -> None:
-    """What was found in the adapter, one row a conversion, and the verdict."""
+    """What was found in the adapter, one row for everything that was made of it, and the verdict."""
     inspection.view(page, document["inspection"], manner)
     page.line("")
-    page.table(
-        ("converted to", ">size", "proof", ">worst error against the first"),
-        [
-            (
-                link["to"],
-                human_bytes(link["conversion"]["size"]),
-                proven(link["conversion"]["proof"]),
-                "infinite" if link["comparison"]["worst"] is None else f"{link['comparison']['worst']:.3g}",
-            )
-            for link in document["links"]
-        ],
-    )
-    page.line("")
-    page.line(
-        "there and back: " + ("every tensor is the same, byte for byte" if document["identical_bytes"] else "CHANGED")
-    )
-    page.line("")
-    page.table(
-        ("verb", "made", ">size", "claim", ">measured", ">limit"),
-        [
-            (
-                row["verb"],
-                row["file"],
-                human_bytes(row["size"]),
-                row["claim"],
-                f"{row['error']:.2g}",
-                f"{row['limit']:.0e}" + ("" if row["holds"] else " BROKEN"),
-            )
-            for row in document["chapters"]
-        ],
-    )
+    page.table(("verb", "made", ">size", "claim", ">measured", ">limit"), [*_links(document), *_chapters(document)])
+    page.notes("claims that do not hold", [row["failure"] for row in document["chapters"] if row["failure"]])
     page.line("")
     if document["folder"]:
-        page.line(f"the files are in {document['folder']}")
+        page.line(f"the files are in {document['folder']}; look at report/index.html there")
+    else:
+        page.line("nothing is kept; --keep DIR keeps the files, and the report with its pictures")
     page.line("passed" if document["passed"] else "FAILED", strong=True)
+
+
+def _links(document: Document) -> Iterator[tuple[str, ...]]:
+    """One row a conversion, the last one being the way back."""
+    links = document["links"]
+    for at, link in enumerate(links):
+        worst, claim = (
+            link["comparison"]["worst"],
+            f"{link['to']}: the same change; {proven(link['conversion']['proof'])}",
+        )
+        if at == len(links) - 1:
+            same = "the same" if document["identical_bytes"] else "CHANGED"
+            claim = f"there and back: every tensor is {same}, byte for byte"
+        size, name = human_bytes(link["conversion"]["size"]), Path(link["conversion"]["path"]).name
+        limit = link["comparison"]["tolerance"]
+        yield "convert", name, size, claim, *_measured(worst, limit, holds=link["comparison"]["equal"])
+
+
+def _chapters(document: Document) -> Iterator[tuple[str, ...]]:
+    for row in document["chapters"]:
+        measured = _measured(row["error"], row["limit"], holds=row["holds"])
+        yield row["verb"], row["file"], human_bytes(row["size"]), row["claim"], *measured
+
+
+def _measured(error: float | None, limit: float, *, holds: bool) -> tuple[str, str]:
+    return "infinite" if error is None else f"{error:.2g}", f"{limit:.0e}"[: None if limit else 1] + (
+        "" if holds else " BROKEN"
+    )

@@ -57,7 +57,7 @@ def demo(
     report: Say | None = None,
 ) -> Demo:
     """Make a pipeline and a LoRA; convert it through every format and back; merge it, extract it again, resize and
-    combine it; and measure every claim.
+    combine it; rebuild the pipeline with it and validate it, with a report; and measure every claim.
 
     Nothing is downloaded. `keep` is a new or empty folder that stays; `architecture`, `size`, `dtype`, `device` and
     `seed` are those of `make_pipeline`; `report` is told each step in words.

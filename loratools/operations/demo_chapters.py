@@ -12,7 +12,10 @@ from loratools.operations.compare import compare
 from loratools.operations.demo_made import Made, Say
 from loratools.operations.extract import extract
 from loratools.operations.merge import merge
+from loratools.operations.rebuild import rebuild
 from loratools.operations.resize import resize
+from loratools.operations.validate import validate
+from loratools.operations.validation import LATENTS
 from loratools.pipelines.adapters import LARGEST_RANK
 
 if TYPE_CHECKING:
@@ -23,8 +26,12 @@ ROUNDING: Mapping[str, float] = {"float32": 1e-6, "float16": 2e-3, "bfloat16": 1
 EXTRACTED: Mapping[str, float] = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 8e-2}
 """By the dtype of the merged weights: what an extraction may miss, most of it that dtype's rounding."""
 
+PICTURE = (64, 64)
+"""Width and height in pixels of what the last chapter paints: enough to compare, and no more."""
+
 MERGED = "merged"
 EXTRACTED_FILE = "extracted.safetensors"
+REPORT = "report"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +44,13 @@ class Chapter:
     claim: str
     error: float
     limit: float
+    failure: str | None = None
+    """What else is wrong with it, where anything is."""
 
     @property
     def holds(self) -> bool:
         """Whether the claim is true."""
-        return self.error <= self.limit
+        return self.failure is None and self.error <= self.limit
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form."""
@@ -53,6 +62,7 @@ class Chapter:
             "error": self.error,
             "limit": self.limit,
             "holds": self.holds,
+            "failure": self.failure,
         }
 
 
@@ -103,9 +113,49 @@ def combining(made: Made, say: Say) -> Chapter:
     return Chapter("combine", out.name, joined.size, "two halves are the LoRA", worst, EXTRACTED[made.dtype])
 
 
-CHAPTERS: tuple[Callable[[Made, Say], Chapter], ...] = (merging, extracting, resizing, combining)
+def rebuilding(made: Made, say: Say) -> Chapter:
+    """Rebuild the pipeline with the LoRA in it, and compare its weights with what was merged."""
+    say("rebuilding the pipeline with the LoRA in it; diffusers loads it and runs a step")
+    out = made.folder / "rebuilt"
+    done = rebuild(made.pipeline, [made.lora], out, arch=made.architecture)
+    tensors = sum(done.trial.tensors.values()) if done.trial else 0
+    claim = f"diffusers loads {tensors:,} tensors and runs; they are those of merge"
+    away = _distance(out / made.denoiser.name, made.folder / MERGED / made.denoiser.name)
+    return Chapter("rebuild", out.name, done.merge.size, claim, away, 0.0)
+
+
+def validating(made: Made, say: Say) -> Chapter:
+    """Paint with the LoRA brought into the pipeline in every way, and compare with its own change in every module."""
+    say("validating: the same picture by every way of the LoRA into the pipeline")
+    out = made.folder / REPORT
+    result = validate(
+        made.pipeline,
+        [made.lora],
+        to=["kohya", "peft"],
+        steps=2,
+        size=PICTURE,
+        arch=made.architecture,
+        report=out,
+        work=made.folder,
+    )
+    ways = [route for route in result.routes if route.decides]
+    worst = max((route.judged.worst_latents for route in ways if route.judged), default=0.0)
+    size = sum(path.stat().st_size for path in result.report)
+    failure = None if result.passed else f"{result.verdict}: {'; '.join(result.reasons)}"
+    claim = f"{len(ways)} ways of the LoRA paint what its own change paints"
+    return Chapter("validate", f"{out.name}/index.html", size, claim, worst, LATENTS, failure)
+
+
+CHAPTERS: tuple[Callable[[Made, Say], Chapter], ...] = (
+    merging,
+    extracting,
+    resizing,
+    combining,
+    rebuilding,
+    validating,
+)
 """In the order in which they are told; a chapter may read what an earlier one wrote."""
-COPIES = 2
+COPIES = 4
 """How often the chapters together write the pipeline's weights."""
 
 
