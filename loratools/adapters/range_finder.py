@@ -1,11 +1,10 @@
-"""The truncated singular value decomposition of a whole matrix: by sketching its range, else by its Gram matrix.
+"""The truncated singular value decomposition of a whole matrix: from a few directions, else by its Gram matrix.
 
-A random sketch of the range, 64 columns wider than the rank and turned through the matrix two or three times (Halko,
-Martinsson and Tropp, 2011), costs a tenth of a full decomposition of a layer and comes within 1e-3 of Eckart and
-Young's error, also where singular values fall slowly. The turns are float32 with Householder QR; the last projection B
-is float64, so that the error, from ‖D‖² − ‖B‖², is that of the factors and no estimate. Where a sketch would have to be
-wide, or could not tell the smallest rank from the next, the eigenvectors of the Gram matrix (float64) decide; small
-matrices, and errors that a Gram matrix cannot resolve, take LAPACK's decomposition.
+A block Krylov space that is grown until it gains no more costs a tenth of a full decomposition of a layer, or less, and
+comes within 1e-3 of Eckart and Young's error, also where singular values fall slowly. The last projection B is float64,
+so that the error, from ‖D‖² − ‖B‖², is that of the factors and no estimate. Where the space would have to be wide, or
+could not tell the smallest rank from the next, the eigenvectors of the Gram matrix (float64) decide; small matrices,
+and errors that a Gram matrix cannot resolve, take LAPACK's decomposition.
 """
 
 from __future__ import annotations
@@ -16,27 +15,23 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from loratools.adapters.decompose import Spectrum, Wanted, finite, lapack
+from loratools.adapters.krylov import Krylov
 from loratools.adapters.whole import Whole
 
 if TYPE_CHECKING:
     import torch
 
-OVERSAMPLING = 64
-"""How much wider than the rank a sketch is: at 32, a spectrum that falls as i^-½ misses 1e-3."""
-TURNS = 3
-"""How often a sketch goes through the matrix and back, unless two times are plainly enough; a spectrum that falls as a
-line needs about ten."""
+BLOCK = 64
+"""The directions that are added at a time: fewer make slow products, more make fewer polynomials."""
 SMALL = 512
-"""Up to this short side a whole decomposition is cheap."""
+"""Up to this short side a whole decomposition is cheap where the rank is not known."""
+SMALLER = 256
+"""The same where the rank is known."""
 
-_WIDEST = 0.4  # of the short side: a wider sketch costs more than the Gram matrix
-_FIRST = 2 * OVERSAMPLING  # columns of the first sketch where the rank is not known
-_CLOSE = 2e-3  # two tails nearer than this: a sketch cannot tell which of them keeps to the limit
+_WIDEST = 0.6  # of the short side: a wider space costs more than the Gram matrix
+_FIRST = 64  # the first rank that is looked at where none is known
+_CLOSE = 2e-3  # two tails nearer than this: a space cannot tell which of them keeps to the limit
 _GRAM_FLOOR = 1e-6  # relative errors below: squares of singular values drown in float64's rounding
-_NEAR = 3e-4  # a sketch is turned until its error is within this of the best, relatively
-_WORTH = 3  # short sides that all turns together may be wide before the Gram matrix is cheaper
-_ROUNDING = 3e-7  # of the energy: what float32 hides
-_SLOWEST = 0.95  # what a turn gains, at most, of what the one before it did not
 _TINY, _HUGE = 2.0**-50, 2.0**50  # beyond them, squares and float32 may under- or overflow
 
 
@@ -102,19 +97,22 @@ def _largest(matrix: torch.Tensor) -> float:
 
 def _found(whole: Whole, wanted: Wanted, seed: int) -> Truncated:
     short = whole.matrix.shape[1]
-    if short <= SMALL:
+    if short <= (SMALL if wanted.rank is None else SMALLER):
         return _cut(whole, lapack(whole.doubles()), wanted)
-    for columns in _widths(wanted, short):
-        sketch = _sketched(whole, columns, wanted.rank or columns - OVERSAMPLING, seed)
-        if sketch is None:
+    space: Krylov | None = None
+    for rank in _targets(wanted, short):
+        space = space or Krylov(whole, min(BLOCK, max(BLOCK // 2, rank)), seed)
+        if not space.converge(rank, int(_WIDEST * short)):
             break
-        tails, limit = _tails(sketch.values, whole.square), wanted.limit
+        left, values, right = space.settled(rank)
+        found = Truncated(left, values, right, 0.0, math.sqrt(whole.square))
+        tails, limit = _tails(values, whole.square), wanted.limit
         if limit is None:
-            return _trimmed(whole, sketch, min(wanted.rank or 1, short))
-        rank = next((count for count, tail in enumerate(tails) if count and tail <= limit), None)
-        if rank is not None and rank <= columns - OVERSAMPLING:
-            kept = _trimmed(whole, sketch, rank)
-            if kept.error > limit or (rank > 1 and tails[rank - 1] <= limit * (1 + _CLOSE)):
+            return _trimmed(whole, found, rank)
+        chosen = next((count for count, tail in enumerate(tails) if count and tail <= limit), None)
+        if chosen is not None and chosen <= rank:
+            kept = _trimmed(whole, found, chosen)
+            if kept.error > limit or (chosen > 1 and tails[chosen - 1] <= limit * (1 + _CLOSE)):
                 break
             return kept
         if _hopeless(tails, limit, _WIDEST * short):
@@ -124,68 +122,22 @@ def _found(whole: Whole, wanted: Wanted, seed: int) -> Truncated:
     return _by_gram(whole, wanted)
 
 
-def _widths(wanted: Wanted, short: int) -> Iterator[int]:
-    """How many columns the sketches have, one after the other, while they are cheaper than the Gram matrix."""
-    columns = _FIRST if wanted.rank is None else wanted.rank + max(OVERSAMPLING, wanted.rank // 2)
-    while columns <= _WIDEST * short:
-        yield columns
-        columns *= 2
+def _targets(wanted: Wanted, short: int) -> Iterator[int]:
+    """The ranks to converge to, one after the other, while the space that it takes is cheaper than the Gram matrix."""
+    rank = min(wanted.rank, short) if wanted.rank is not None else _FIRST
+    while 2 * rank <= _WIDEST * short:
+        yield rank
+        rank *= 2
 
 
 def _hopeless(tails: list[float], limit: float, widest: float) -> bool:
-    """Whether no sketch that is worth it reaches the limit, even if values go on falling as fast as up to here."""
+    """Whether no space that is worth it reaches the limit, even if values go on falling as fast as up to here."""
     last = len(tails) - 1
     half, end = tails[last // 2], tails[last]
     if not end:
         return False
     fall = math.log(half / end) / (last - last // 2)
     return last + math.log(end / limit) / max(fall, 1e-12) > widest if limit else True
-
-
-def _sketched(whole: Whole, columns: int, rank: int, seed: int) -> Truncated | None:
-    """The decomposition of D's projection onto the range of D·(Dᵀ·D)ⁿ·Ω, for a Gaussian Ω [columns of D, `columns`].
-
-    n grows from TURNS on while the energy that the first `rank` values capture does; None where that would take longer
-    than the Gram matrix does.
-    """
-    import torch
-
-    single = whole.singles()
-    generator = torch.Generator().manual_seed(seed)
-    start = torch.randn(single.shape[1], columns, generator=generator).to(single.device)
-    basis = single @ start
-    captured: list[float] = []
-    most = max(TURNS, _WORTH * single.shape[1] // columns)
-    while more := _turns_left(captured):
-        first = len(captured) < TURNS
-        if not first and len(captured) + more > most:
-            return None
-        # Later turns are those of flat spectra, which bear to be squared: they spare the QR of the long side.
-        inner = single.T @ (torch.linalg.qr(basis).Q if first else basis)
-        inner = torch.linalg.qr(inner.double()).Q.to(single.dtype)
-        basis = single @ inner
-        wide = basis.double()  # in float32, rounding would hide whether anything is still gained
-        squares = torch.linalg.eigvalsh(wide.T @ wide)
-        captured.append(float(squares[-rank:].sum()) / whole.square)
-    basis = torch.linalg.qr(basis.double()).Q
-    inner, upper = torch.linalg.qr(whole.under(basis).T)
-    right, values, left = torch.linalg.svd(upper, full_matrices=False)
-    return Truncated(basis @ left.T, values, (inner @ right).T, 0.0, math.sqrt(whole.square))
-
-
-def _turns_left(captured: list[float]) -> int:
-    """How many more turns it takes, at the pace of the last ones, until what is not yet captured is too little."""
-    if len(captured) < 2:
-        return TURNS - len(captured)
-    last = captured[-1] - captured[-2]
-    before = captured[-2] - captured[-3] if len(captured) > 2 else last
-    if last <= 0 or before <= 0:
-        return 0
-    pace = min(last / before, _SLOWEST)
-    left, little = last * pace / (1 - pace), max(2 * _NEAR * (1 - captured[-1]), _ROUNDING)
-    if left <= little:
-        return 0
-    return math.ceil(math.log(left / little) / -math.log(pace)) if len(captured) > 2 else 1
 
 
 def _by_gram(whole: Whole, wanted: Wanted) -> Truncated:

@@ -42,7 +42,8 @@ class Resizable:
     `rank` is that of the exact pair (LoHa of rank r has r²), `full` the most that the weight can have. `dtype` is what
     its new factors are stored in, the widest of the old ones where none is given. A magnitude stays as it is: errors
     are then those of the low-rank part inside the norm. `thrifty` keeps what would weigh more as a LoRA (LoHa, LoKr, a
-    Tucker core). Raises NotRepresentable for what is no such product.
+    Tucker core); once `plainly` is set nothing but a LoRA stays what it is, because others beside it become one. Raises
+    NotRepresentable for what is no such product.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Resizable:
         self.dtype = dtype or max((tensor.dtype for tensor in product), key=lambda name: DTYPES[name].bits)
         self._recast = dtype
         self.thrifty = thrifty
+        self.plainly = False
         self._product = product
         self.values: list[float] | None = None
         self.rounding: float | None = None
@@ -101,16 +103,25 @@ class Resizable:
 
     def limited(self, rank: int) -> int:
         """A wanted rank, or the largest that makes a difference."""
+        if self.becomes_plain:
+            return min(rank, self.rank, self.full)
         return self.rank if rank >= self.rank else min(rank, self.full)
 
     def keeps(self, rank: int) -> bool:
         """Whether the adapter stays what it is at this rank: nothing would be left out, or no byte would be saved."""
+        if self.becomes_plain:
+            return False
         return rank >= self.rank or (self.thrifty and not self.plain and rank * self.unit >= self.weight)
 
     @property
     def plain(self) -> bool:
         """Whether it is a pair of factors already, of which a lower rank is always smaller."""
         return self.adapter.kind == LORA.name and set(self.bare.factors) <= {*_PLAIN_ROLES, *_BESIDE}
+
+    @property
+    def becomes_plain(self) -> bool:
+        """Whether it is made a LoRA though it need not shrink."""
+        return self.plainly and (self.adapter.kind != LORA.name or "singular" in self.bare.factors)
 
     def spectrum(self) -> Spectrum:
         """The decomposition of the delta at the user's scale 1; `values` are known from then on."""

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 BLOCK = 1 << 22
 """Elements that are float64 at a time."""
+NEAR = 1 << 18
+"""The same where they are used but once: so many stay near the processor, where making them costs little."""
 CANCELS = 1e-6
 """Relative errors below: ‖D‖² − ‖B‖² is rounding, and the difference is formed instead."""
 
@@ -23,7 +25,8 @@ class Whole:
 
         self.matrix = matrix
         self.power = power
-        self.rows = max(1, BLOCK // matrix.shape[1])
+        near = NEAR if matrix.device.type == "cpu" else BLOCK
+        self._near, self._far = (max(1, size // matrix.shape[1]) for size in (near, BLOCK))
         squares = [float(torch.linalg.vector_norm(block)) ** 2 for _, block in self.blocks()]
         self.square = math.fsum(squares)
 
@@ -41,17 +44,18 @@ class Whole:
         """All of it in float64."""
         return self.matrix.double() * self.power if self.power != 1 else self.matrix.double()
 
-    def blocks(self) -> Iterator[tuple[slice, torch.Tensor]]:
-        """(rows, those rows in float64), one after the other."""
-        for start in range(0, self.matrix.shape[0], self.rows):
-            place = slice(start, min(start + self.rows, self.matrix.shape[0]))
+    def blocks(self, *, far: bool = False) -> Iterator[tuple[slice, torch.Tensor]]:
+        """(rows, those rows in float64), one after the other, in larger steps with `far`."""
+        step = self._far if far else self._near
+        for start in range(0, self.matrix.shape[0], step):
+            place = slice(start, min(start + step, self.matrix.shape[0]))
             block = self.matrix[place].double()
             yield place, block * self.power if self.power != 1 else block
 
     def gram(self) -> torch.Tensor:
         """Dᵀ·D [columns, columns]."""
         total = self.matrix.new_zeros((self.matrix.shape[1],) * 2).double()
-        for _, block in self.blocks():
+        for _, block in self.blocks(far=True):
             total.addmm_(block.T, block)
         return total
 
@@ -59,7 +63,10 @@ class Whole:
         """D · right [columns, k]."""
         import torch
 
-        return torch.cat([block @ right for _, block in self.blocks()])
+        made = right.new_empty((self.matrix.shape[0], right.shape[1]))
+        for place, block in self.blocks():
+            torch.mm(block, right, out=made[place])
+        return made
 
     def under(self, left: torch.Tensor) -> torch.Tensor:
         """leftᵀ · D, for left [rows, k]."""

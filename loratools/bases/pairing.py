@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import TYPE_CHECKING, Literal
 
@@ -19,7 +19,7 @@ from loratools.tensors.segments import Bytes
 if TYPE_CHECKING:
     import torch
 
-Sort = Literal["layer", "norm", "bias", "embedding", "other"]
+Sort = Literal["layer", "norm", "bias", "embedding", "parameter", "other"]
 
 GENERIC = "model"
 """The component of a model without a table."""
@@ -37,8 +37,9 @@ _BLOCK = 1 << 20  # elements that are read at a time
 class Twin:
     """One tensor of both models, in canonical layout and the base's shape: a weight or, with `is_bias`, a bias.
 
-    `sort` "layer" is a linear layer or a convolution, "other" what no adapter holds; `stored` are the dtypes in both
-    files, as `adapters.rounding` calls them; `key` is the name that the tuned model's file has for it.
+    `sort` "layer" is a linear layer or a convolution, "parameter" and "other" are what no adapter holds; `stored` are
+    the dtypes in both files, as `adapters.rounding` calls them; `key` is the name that the tuned model's file has for
+    it.
     """
 
     target: Target
@@ -83,7 +84,8 @@ class Pair:
     are tensors of different shapes, `unpaired` those of such components that one side lacks, `one_sided` whole
     components that one side lacks; `unplaced` are tensors of other names on both sides (name → both); `beyond` are
     layers that checkpoints have and the pipeline's model has not, so that no adapter can name them. `turned` says that
-    matrices are stored [in, out].
+    matrices are stored [in, out]. `tied` are heads that both models, by their configurations, read from an embedding:
+    head → embedding, by path; `alike` those whose values are an embedding's in both.
     """
 
     table: Architecture | None
@@ -98,6 +100,8 @@ class Pair:
     unplaced: Mapping[str, tuple[LazyTensor, LazyTensor]]
     beyond: tuple[str, ...] = ()
     turned: bool = False
+    tied: Mapping[str, str] = field(default_factory=dict)
+    alike: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def components(self) -> tuple[str, ...]:
@@ -129,7 +133,7 @@ def pair(
     twins: list[Twin] = []
     misshapen: list[str] = []
     for target, is_bias in _targets(mine, yours, coverage, target_of):
-        found = _twin(ours, theirs, target, is_bias=is_bias)
+        found = _twin(ours, theirs, table, target, is_bias=is_bias)
         if found is None:
             continue
         if found.base.shape != found.tuned.shape:
@@ -195,7 +199,9 @@ def _targets(
         yield target, True
 
 
-def _twin(ours: BaseWeights, theirs: BaseWeights, target: Target, *, is_bias: bool) -> Twin | None:
+def _twin(
+    ours: BaseWeights, theirs: BaseWeights, table: Architecture | None, target: Target, *, is_bias: bool
+) -> Twin | None:
     """Both versions of a target's weight or bias; None where one side has no such bias."""
     if is_bias:
         mine, yours = ours.bias_of(target), theirs.bias_of(target)
@@ -205,6 +211,8 @@ def _twin(ours: BaseWeights, theirs: BaseWeights, target: Target, *, is_bias: bo
         return None
     weight = ours.weight_of(target)
     sort = _sort(target, weight.shape if weight else (), is_bias=is_bias)
+    if sort == "layer" and table is not None and _is_bare(table, target):
+        sort = "parameter"
     if mine.shape != yours.shape and mine.shape[0] == yours.shape[0] and mine.numel == yours.numel:
         yours = yours.reshape(*mine.shape)  # a 1×1 convolution that one file holds as a matrix
     natives = [_native(side, target, is_bias=is_bias) for side in (ours, theirs)]
@@ -221,6 +229,12 @@ def _sort(target: Target, shape: tuple[int, ...], *, is_bias: bool) -> Sort:
         return "embedding"
     depthwise = len(shape) > 2 and shape[1] == 1 < shape[0] and prod(shape[2:]) > 1
     return "other" if depthwise else "layer"
+
+
+def _is_bare(table: Architecture, target: Target) -> bool:
+    """Whether a weight is a parameter that no layer multiplies by: a table of scales and shifts, a learned position."""
+    placement = table.by_name[target.component].namings[0].at_canonical(target.paths[0])
+    return placement is not None and placement.bias_key is None
 
 
 def _native(held: BaseWeights, target: Target, *, is_bias: bool) -> Native:

@@ -77,7 +77,10 @@ def _formats(_context: click.Context, _parameter: click.Parameter, incomplete: s
     help="Another rank for layers that fit ('unet.down_blocks.*=16'; 0 leaves out; the last one that fits counts).",
 )
 @click.option(
-    "--full", callback=options.words, metavar="WORD,...", help="Store whole differences of norms, biases, embeddings."
+    "--full",
+    callback=options.words,
+    metavar="WORD,...",
+    help="Keep norms, biases, embeddings too: differences, or whole modules in PEFT.",
 )
 @click.option("--dora", is_flag=True, help="Row norms as magnitudes, and factors for the directions alone.")
 @click.option("--to", metavar="FORMAT", shell_complete=_formats, help="A format of `loratools formats`.")

@@ -15,12 +15,13 @@ REDRAW_SECONDS = 0.1
 class Progress:
     """A progress callback: call it with the bytes done and the bytes in all; leave the block to end the line.
 
-    Nothing is shown in the first second, so short jobs stay silent. `done` says what has been done to all bytes then.
+    Nothing is shown in the first second, so short jobs stay silent. `done` says what has been done to all bytes then,
+    and `then` what comes after it.
     """
 
-    def __init__(self, label: str, *, quiet: bool = False, done: str = "written") -> None:
+    def __init__(self, label: str, *, quiet: bool = False, done: str = "written", then: str = "now proving") -> None:
         self.label = label
-        self.done = done
+        self.done, self.then = done, then
         self.stream = None if quiet else sys.stderr
         self.terminal = is_terminal(self.stream)
         self.started = self.drawn = time.monotonic()
@@ -47,7 +48,7 @@ class Progress:
             f"{human_bytes(int(rate))}/s, {_duration(left)} left"
         )
         if done >= total:
-            line = f"{self.label}: {human_bytes(total)} {self.done}, {human_bytes(int(rate))}/s; now proving"
+            line = f"{self.label}: {human_bytes(total)} {self.done}, {human_bytes(int(rate))}/s; {self.then}"
         if self.terminal and (done >= total or now - self.drawn >= REDRAW_SECONDS):
             import shutil
 

@@ -99,22 +99,26 @@ def command(
     if model is not None:
         ref, out = model, out if out is not None else ref
     target = save_to if save_to is not None else out
-    pending = resize(
-        _given(ref, "IN"),
-        rank=rank if rank is not None else new_rank,
-        conv_rank=conv_rank if conv_rank is not None else new_conv_rank,
-        method=method or dynamic_method,
-        parameter=parameter if parameter is not None else dynamic_param,
-        dtype=dtype or save_precision,
-        threads=threads,
-        **how,
-    )
-    if dry_run:
-        plan = (
-            pending.preview(target, overwrite=overwrite, threads=threads)
-            if target
-            else pending.measure(threads=threads)
+    then = "now planning" if dry_run else "now writing"
+    with Progress("measure", quiet=manner.quiet, done="measured", then=then) as progress:
+        pending = resize(
+            _given(ref, "IN"),
+            rank=rank if rank is not None else new_rank,
+            conv_rank=conv_rank if conv_rank is not None else new_conv_rank,
+            method=method or dynamic_method,
+            parameter=parameter if parameter is not None else dynamic_param,
+            dtype=dtype or save_precision,
+            threads=threads,
+            progress=progress,
+            **how,
         )
+        if dry_run:
+            plan = (
+                pending.preview(target, overwrite=overwrite, threads=threads, progress=progress)
+                if target
+                else pending.measure(threads=threads, progress=progress)
+            )
+    if dry_run:
         emit(plan.to_dict(), manner, plan_view)
         return
     with Progress("resize", quiet=manner.quiet) as progress:

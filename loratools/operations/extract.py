@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from loratools.architectures.registry import ARCHITECTURES, architecture
 from loratools.bases.companions import companion
 from loratools.bases.kinship import require_shared
 from loratools.bases.pairing import Pair, pair
+from loratools.bases.ties import Tie, tie_beside
 from loratools.bases.weights import Base, open_base
 from loratools.errors import ArchitectureMismatch, NotRepresentable, UsageError
 from loratools.formats.format import Format, Options
@@ -21,6 +23,7 @@ from loratools.formats.registry import format_of
 from loratools.model import Target
 from loratools.operations.pending_extraction import PendingExtraction
 from loratools.operations.wishes import require_matches, wishes
+from loratools.tensors.aliased import Aliased
 
 KOHYA_FIRST = ("sd1", "sd2", "sdxl")
 """The architectures whose users expect kohya's keys."""
@@ -65,11 +68,11 @@ def extract(
     if device not in DEVICES:
         raise UsageError(f"unknown device {device!r}", hint=f"one of {', '.join(DEVICES)}")
     opened = tuple(open_reference(reference, unsafe_pickle=unsafe_pickle) for reference in (base, tuned))
-    ours, theirs = (_model(item) for item in opened)
+    ours, theirs, tied, heads = _models(*opened)
     candidates = _shared(ours, theirs, arch)
     table = next((known for known in ARCHITECTURES if known.id in candidates[:1]), None)
     form = format_of(to) if to else _default(candidates)
-    models = pair(ours, theirs, table, candidates, _grouping(table, form, candidates))
+    models = replace(pair(ours, theirs, table, candidates, _grouping(table, form, candidates)), tied=tied)
     asked = wishes(
         rank=rank,
         conv_rank=conv_rank,
@@ -83,7 +86,7 @@ def extract(
         seed=seed,
     )
     names = (ours.name, theirs.name)
-    notes = require_shared(models, names, force=force)
+    notes = [*require_shared(models, names, force=force), *heads]
     if len(candidates) > 1 and table is not None:
         notes.insert(0, f"the models may be {' or '.join(candidates)}: taken as {table.id} (--arch says otherwise)")
     if any(_has_vae(item) for item in opened):
@@ -114,8 +117,37 @@ def extract(
     )
 
 
-def _model(opened: Opened) -> Base:
-    return open_base(opened.name, [(part.component, part.source) for part in opened.parts])
+def _models(base: Opened, tuned: Opened) -> tuple[Base, Base, dict[str, str], list[str]]:
+    """Both models, heads that both tie to an embedding, and a line about one that only one of them ties: there the
+    embedding is taken for the head that is not stored.
+    """
+    models = (base, tuned)
+    ties = [_tie(item) for item in models]
+    sources = [[(part.component, part.source) for part in item.parts] for item in models]
+    tied: dict[str, str] = {}
+    lines: list[str] = []
+    if ties[0] and ties[1] and (ties[0].head, ties[0].embedding) == (ties[1].head, ties[1].embedding):
+        tied = {ties[0].head: ties[0].embedding}
+    for at, other in ((0, 1), (1, 0)):
+        tie = ties[at]
+        if tie is None or tie.stored or ties[other] is not None:
+            continue
+        head = f"{tie.head}.weight"
+        if any(head in source for _, source in sources[other]):
+            sources[at] = [(name, Aliased(source, head, f"{tie.embedding}.weight")) for name, source in sources[at]]
+            whose = "base" if at == 0 else "tuned"
+            lines.append(
+                f"the {whose} model ties {tie.head} to {tie.embedding}, the other has a head of its own: both are "
+                f"compared{'; a merge into the base needs --untie' if at == 0 else ''}"
+            )
+    ours, theirs = (open_base(item.name, parts) for item, parts in zip(models, sources, strict=True))
+    return ours, theirs, tied, lines
+
+
+def _tie(opened: Opened) -> Tie | None:
+    """How a model's folder ties its head; None for files, and for pipelines."""
+    folder = Path(opened.name)
+    return tie_beside(folder, opened.parts[0].source) if len(opened.parts) == 1 and folder.is_dir() else None
 
 
 def _has_vae(opened: Opened) -> bool:

@@ -34,7 +34,7 @@ class Extracted:
 
     For a layer with factors: its singular `values` as far as they are known, and for every rank from 0 on the relative
     error of the factors as stored, cut there (None for DoRA until it is measured). `rank` is where they are cut.
-    `stored` is the difference itself, where that was asked for.
+    `stored` is the difference itself, where that was asked for, or the tuned tensor where the format saves such whole.
     """
 
     twin: Twin
@@ -77,12 +77,15 @@ class Extracted:
 
 @dataclass(frozen=True)
 class Workshop:
-    """Where tensors are worked on: what was asked for, the spool for factors, the device, and how to take NaN."""
+    """Where tensors are worked on: what was asked for, the spool for factors, the device, how to take NaN, and the
+    sorts of tensors that are kept `whole`, as they were tuned, instead of their differences.
+    """
 
     asked: Wishes
     spool: Spool
     device: str = "cpu"
     allow_nonfinite: bool = False
+    whole: tuple[str, ...] = ()
 
     def extract(self, twin: Twin, cap: int | None = None) -> Extracted:
         """Read both versions of a tensor, decide whether it changed, and make what was asked for of its change.
@@ -92,7 +95,8 @@ class Workshop:
         """
         rank = self.asked.rank_of(twin) if twin.sort == "layer" else None
         wants_factors = twin.sort == "layer" and rank != 0
-        wants_stored = twin.sort in self.asked.full
+        is_kept = twin.sort in self.asked.full and twin.sort in self.whole
+        wants_stored = twin.sort in self.asked.full and not is_kept
         read = _read(twin, whole=wants_factors or wants_stored, dora=wants_factors and self.asked.dora)
         if not math.isfinite(read.norm) or not math.isfinite(read.weight):
             if not self.allow_nonfinite:
@@ -102,6 +106,8 @@ class Workshop:
             return Extracted(twin, "left out", warnings=(f"{twin.name} holds NaN or infinity: left out",))
         state: State = "changed" if read.changed else "rounding" if read.differs else "identical"
         found = Extracted(twin, state, read.norm, read.weight)
+        if state == "changed" and is_kept:
+            return replace(found, stored=twin.tuned)
         if state != "changed" or read.delta is None:
             return found
         if wants_stored:

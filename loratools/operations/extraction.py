@@ -12,7 +12,14 @@ from typing import Any
 from loratools.operations.extracted import Extracted
 from loratools.operations.proof import ProofReport
 
-WORDS = {"layer": "layers", "norm": "norms", "bias": "biases", "embedding": "embeddings", "other": "others"}
+WORDS = {
+    "layer": "layers",
+    "norm": "norms",
+    "bias": "biases",
+    "embedding": "embeddings",
+    "parameter": "parameters",
+    "other": "others",
+}
 STATES = {"changed": "changed", "rounding": "within rounding", "identical": "identical", "left out": "left out"}
 
 

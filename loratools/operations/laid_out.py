@@ -71,8 +71,13 @@ def dialect_record(source: AdapterSet, table: Architecture | None, *, folder: bo
 
 
 def _with_lora(spelling: Spelling, dialect: Dialect) -> Spelling:
-    """The spelling with suffixes for a LoRA's factors, which a file of LoHa or LoKr has not."""
+    """The spelling with suffixes for a LoRA's factors, which a file of LoHa, LoKr or AdaLoRA has not."""
     family = WRITTEN["peft" if dialect.alpha == "config" else "kohya"]
+    if "lora.singular" in spelling.suffixes:
+        # AdaLoRA's factors are bare parameters, a LoRA's two layers: under the others' names PEFT would find none.
+        pruned = {f"adalora.{role}": spelling.suffixes[f"lora.{role}"] for role in ("down", "up")}
+        plain = {name: family[name] for name in ("lora.down", "lora.up")}
+        return replace(spelling, suffixes={**spelling.suffixes, **pruned, **plain})
     if {"lora.down", "lora.up"} <= set(spelling.suffixes):
         return spelling
     added = {name: family[name] for name in ("lora.down", "lora.up", "lora.up_bias") if name in family}

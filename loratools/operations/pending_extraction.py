@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from loratools.bases.kinship import require_kinship
@@ -17,16 +15,17 @@ from loratools.bases.pairing import Pair, Twin
 from loratools.bases.ties import untied
 from loratools.errors import InternalError, NonFinite, ResourceError, UnrelatedModels
 from loratools.formats.format import Format
-from loratools.formats.runtimes import loads
 from loratools.operations.extract_plan import ExtractPlan, compared, peak_memory, told
+from loratools.operations.extract_proof import ExtractProof, prove_extraction
 from loratools.operations.extracted import Extracted, Workshop, residual
 from loratools.operations.extracted_set import drafted, left_out, rendered_set
+from loratools.operations.extracted_whole import WHOLE
 from loratools.operations.extraction import Extraction, Layer, counted, together
-from loratools.operations.lora import Lora, open_lora
 from loratools.operations.one_thread import one_thread
 from loratools.operations.output import AdapterOutput, Saved
-from loratools.operations.proof import ProofReport, prove_output
+from loratools.operations.side_by_side import side_by_side
 from loratools.operations.size_budget import first_cap, within_size
+from loratools.operations.tally import Tally
 from loratools.operations.wishes import Wishes
 from loratools.tensors.output import steady
 from loratools.tensors.source import LocalFile
@@ -35,9 +34,6 @@ from loratools.tensors.writer import Progress
 
 if TYPE_CHECKING:
     import torch
-
-_SAMPLE = 4  # layers whose error is measured again from the output
-_SLACK = 1e-3  # between the error that a decomposition certifies and the one that is measured again
 
 
 @dataclass(frozen=True)
@@ -113,10 +109,11 @@ class PendingExtraction:
         try:
             found, warnings = self._extracted(spool, progress)
             output = self._output(found)
-            proofs: list[_Proof] = []
+            proofs: list[ExtractProof] = []
+            arch = self.models.table.id if self.models.table else None
             saved = output.save(
                 path,
-                check=lambda written: proofs.append(self._proven(written, found, output)),
+                check=lambda written: proofs.append(prove_extraction(written, found, output, arch, self.threads)),
                 digest=True,
                 overwrite=overwrite,
             )
@@ -129,10 +126,25 @@ class PendingExtraction:
     @cached_property
     def _draft(self) -> AdapterOutput:
         """The output with zeros for factors, every layer in it: its keys, and its size where ranks are said."""
-        return self._output(drafted(self.models.twins, self.asked))
+        twins = [twin for twin in self.models.twins if twin.target.paths[0] not in self.models.tied]
+        return self._output(drafted(twins, self.asked, self._whole), draft=True)
 
-    def _output(self, found: Sequence[Extracted]) -> AdapterOutput:
-        rendered = rendered_set(found, self.models, self.form, self.asked, allow_lossy=self.allow_lossy)
+    @property
+    def _whole(self) -> tuple[str, ...]:
+        """The sorts of tensors that the format holds as they were tuned."""
+        return WHOLE if self.form.folder else ()
+
+    @cached_property
+    def _once(self) -> tuple[list[Twin], dict[str, Twin]]:
+        """Every tensor once, and those that are another's: what is read to tell is read but once."""
+        return untied(self.models.twins)
+
+    def _output(self, found: Sequence[Extracted], *, draft: bool = False) -> AdapterOutput:
+        models = self.models
+        if not draft:
+            alike = {path: first.target.paths[0] for path, first in self._once[1].items() if first.sort == "embedding"}
+            models = replace(models, alike=alike)
+        rendered = rendered_set(found, models, self.form, self.asked, allow_lossy=self.allow_lossy, draft=draft)
         return AdapterOutput(
             "extract", self.parameters, self.inputs, self.folders, rendered, self.form.id, self.form.folder
         )
@@ -142,51 +154,39 @@ class PendingExtraction:
         with one_thread(), steady(self.inputs), _blamed(self.names[1]):
             _require_device(self.device)
             warnings = require_kinship(self.models, self.names, force=self.force)
-            twins, tied = untied(self.models.twins)
-            shop = Workshop(self.asked, spool, self.device, self.allow_nonfinite)
+            twins, others = self._once
+            tied = {**self.models.tied, **{path: first.target.paths[0] for path, first in others.items()}}
+            shop = Workshop(self.asked, spool, self.device, self.allow_nonfinite, self._whole)
             cap = first_cap(twins, self.asked) if self.asked.size is not None else None
             found = self._all(shop, twins, cap, progress)
             if not any(item.has_factors or item.stored for item in found):
                 raise _nothing(found, self.names)
             if self.asked.size is not None:
-                found = within_size(found, self.asked, lambda some: self._output(some).size, shop.extract)
+                found = within_size(
+                    found,
+                    self.asked,
+                    lambda some: self._output(some).size,
+                    lambda twin, wider: side_by_side(lambda one: shop.extract(one, wider), [twin])[0],
+                )
                 found = [_measured(item) for item in found]
-        return found, (*warnings, *tied, *(line for item in found for line in item.warnings))
+        once = (f"{head} is tied to {embedding}: one tensor, counted once" for head, embedding in tied.items())
+        return found, (*warnings, *once, *(line for item in found for line in item.warnings))
 
     def _all(
         self, shop: Workshop, twins: Sequence[Twin], cap: int | None, progress: Progress | None
     ) -> list[Extracted]:
         """Every tensor through the workshop, `threads` of them at once."""
-        counter = _Counter(progress, sum(twin.nbytes for twin in twins))
+        tally = Tally(progress, sum(twin.nbytes for twin in twins))
 
         def one(twin: Twin) -> Extracted:
             made = shop.extract(twin, cap)
-            counter.add(twin.nbytes)
+            tally.add(twin.nbytes)
             return made
 
-        if self.threads == 1:
-            return [one(twin) for twin in twins]
-        pool = ThreadPoolExecutor(self.threads)
-        try:
-            return list(pool.map(one, twins))
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-    def _proven(self, written: Path, found: Sequence[Extracted], output: AdapterOutput) -> _Proof:
-        """Re-open the output as a stranger would: every factor byte for byte, and some errors measured again."""
-        lora = open_lora(written, arch=self.models.table.id if self.models.table else None)
-        lora.reading.require_known()
-        report = prove_output(output.rendered.adapters, lora.adapters, threads=self.threads)
-        if report.worst or report.measured:
-            raise InternalError(
-                "the output does not hold the factors that were computed", path=written, key=report.worst_module
-            )
-        with one_thread():
-            measured = tuple(_again(lora, found, written))
-        return _Proof(report, measured, {answer.runtime: answer.to_dict() for answer in loads(lora.reading)})
+        return side_by_side(one, twins, self.threads)
 
     def _result(
-        self, saved: Saved, found: Sequence[Extracted], warnings: Sequence[str], proof: _Proof | None
+        self, saved: Saved, found: Sequence[Extracted], warnings: Sequence[str], proof: ExtractProof | None
     ) -> Extraction:
         layers = sorted((Layer.of(item) for item in found if item.has_factors), key=lambda layer: -layer.error)
         error, energy, curve = together(found)
@@ -211,32 +211,6 @@ class PendingExtraction:
             proof.loaders if proof else {},
             saved.skipped,
         )
-
-
-@dataclass(frozen=True, slots=True)
-class _Proof:
-    """The bytes' proof, the errors that were measured again, and who loads the output."""
-
-    report: ProofReport
-    measured: tuple[tuple[str, float], ...]
-    loaders: Mapping[str, Any]
-
-
-@dataclass(slots=True)
-class _Counter:
-    """Bytes done, from any thread."""
-
-    progress: Progress | None
-    total: int
-    done: int = 0
-    lock: Lock = field(default_factory=Lock)
-
-    def add(self, count: int) -> None:
-        """Tell the progress."""
-        with self.lock:
-            self.done += count
-            if self.progress is not None:
-                self.progress(self.done, self.total)
 
 
 def _require_device(device: str) -> None:
@@ -278,23 +252,3 @@ def _measured(item: Extracted) -> Extracted:
     if item.magnitude is None or item.down is None or item.up is None:
         return item
     return replace(item, error=residual(item.twin, item.up.load(), item.down.load(), item.magnitude.load()))
-
-
-def _again(lora: Lora, found: Sequence[Extracted], written: Path) -> Iterator[tuple[str, float]]:
-    """Some layers' errors in float64, from the output and both models; raises InternalError beyond what was stated."""
-    held = {item.target.paths: item for item in lora.adapters if {"down", "up"} <= set(item.factors)}
-    layers = [item for item in found if item.has_factors and item.twin.target.paths in held]
-    worst = sorted(layers, key=lambda item: -item.error)
-    step = max(1, len(worst) // _SAMPLE)
-    for item in worst[::step][:_SAMPLE]:
-        adapter = held[item.twin.target.paths]
-        factors = {role: tensor.load() for role, tensor in adapter.factors.items()}
-        up = factors["up"].double() * float(adapter.scale)
-        error = residual(item.twin, up, factors["down"], factors.get("magnitude"))
-        if not error <= item.error * (1 + _SLACK) + 1e-6:
-            raise InternalError(
-                f"{item.twin.name} has a relative error of {error:.3g}, not of {item.error:.3g}",
-                path=written,
-                hint="nothing was written; please report this",
-            )
-        yield item.twin.name, error

@@ -58,11 +58,10 @@ def prove_output(
                 return None
             raise
 
-    if threads > 1:
-        from concurrent.futures import ThreadPoolExecutor
+    if threads > 1 or prover is not prove:
+        from loratools.operations.side_by_side import side_by_side  # its import costs more than many a proof by bytes
 
-        with ThreadPoolExecutor(threads) as pool:
-            tried = list(pool.map(one, pairs))
+        tried = side_by_side(one, pairs, threads)
     else:
         tried = [one(pair) for pair in pairs]
     proofs = [((pair[0] or pair[1])[0].target.name, proof) for pair, proof in zip(pairs, tried, strict=True) if proof]

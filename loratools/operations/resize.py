@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from loratools.adapters.adapter import Adapter
 from loratools.adapters.kind import kind_of
 from loratools.adapters.ranks import Rule, tails
 from loratools.adapters.resize import Resizable
+from loratools.adapters.settings import tuner_of
 from loratools.errors import UsageError
 from loratools.formats.opening import Reference
 from loratools.operations import derived
@@ -46,6 +48,7 @@ def resize(
     allow_lossy: bool = False,
     allow_partial: bool = False,
     unsafe_pickle: bool = False,
+    progress: Progress | None = None,
 ) -> PendingResize:
     """Plan another rank for every layer of an adapter, in its own format and spelling (or the format `to`).
 
@@ -54,9 +57,9 @@ def resize(
     `rank` as the most; or those that fit into `size` bytes and lose least over all layers, with `rank` as
     the most. `dtype` is a safetensors name. Layers that do not shrink keep their bytes.
 
-    A fixed rank computes nothing yet; otherwise singular values are, `threads` layers at once. Raises UsageError,
-    UnknownKeys, ArchitectureMismatch, NonFinite, NotRepresentable for kinds that are no low-rank product, and what
-    opening and parsing raise.
+    A fixed rank computes nothing yet; otherwise singular values are, `threads` layers at once, and `progress` is told
+    the bytes of the factors. Raises UsageError, UnknownKeys, ArchitectureMismatch, NonFinite, NotRepresentable for
+    kinds that are no low-rank product, and what opening and parsing raise.
     """
     if size is not None and (error is not None or energy is not None or method is not None):
         raise UsageError("a size leaves no choice of an error, an energy or a method", hint="give one of them")
@@ -84,8 +87,10 @@ def resize(
     thrifty = rank is None and conv_rank is None  # a rank that is named is the rank that comes out
     work = Resizing(lora, dtype, to, parameters, thrifty=thrifty, allow_lossy=allow_lossy)
     if rule.adaptive or size is not None:
-        work.measure(threads)
+        work.measure(threads, progress)
     chosen = [_fixed(layer, rule) for layer in work.layers]
+    if size is None and work.make_alike(chosen):
+        chosen = [_fixed(layer, rule) for layer in work.layers]
     if size is not None:
         chosen = work.fitted(size, [0 if item is None else item for item in chosen])
     return PendingResize(lora, work, tuple(chosen), work.output(chosen), left)
@@ -97,7 +102,7 @@ def _fixed(layer: Resizable | None, rule: Rule) -> int | None:
     if rule.adaptive:
         return layer.limited(rule.choose(layer.measured(), convolution=layer.convolution))
     most = rule.most(convolution=layer.convolution)
-    return layer.rank if most is None else layer.limited(most)
+    return layer.limited(layer.rank if most is None else most)
 
 
 @dataclass(frozen=True)
@@ -146,9 +151,9 @@ class PendingResize:
             notes=(*self.lora.reading.warnings, *self._notes()),
         )
 
-    def measure(self, *, threads: int = 1) -> ResizePlan:
+    def measure(self, *, threads: int = 1, progress: Progress | None = None) -> ResizePlan:
         """The plan with the error of every layer, whose singular values are computed now."""
-        self.work.measure(threads)
+        self.work.measure(threads, progress)
         return self.plan
 
     def _notes(self) -> list[str]:
@@ -157,6 +162,15 @@ class PendingResize:
         heavier = [layer for layer, rank in found if rank * layer.unit > layer.weight]
         dora = sum(layer.dora for layer, _ in found)
         notes = [f"{dora} layers are DoRA: errors are those of the delta inside the norm"] if dora else []
+        alike = Counter(
+            tuner_of(layer.adapter.kind, layer.adapter.factors)
+            for layer, rank in found
+            if layer.becomes_plain and rank >= min(layer.rank, layer.full)
+        )
+        notes += [
+            f"{count} layers of {kind} that need not shrink become LoRA too: one configuration holds one kind"
+            for kind, count in sorted(alike.items())
+        ]
         if heavier:
             kinds = " and ".join(sorted({layer.adapter.kind for layer in heavier}))
             notes.append(f"{len(heavier)} layers of {kinds} weigh more as LoRA of that rank than they did")
@@ -167,10 +181,17 @@ class PendingResize:
         with one_thread():
             return self.output.state_dict()
 
-    def preview(self, out: str | os.PathLike[str], *, overwrite: bool = False, threads: int = 1) -> ResizePlan:
+    def preview(
+        self,
+        out: str | os.PathLike[str],
+        *,
+        overwrite: bool = False,
+        threads: int = 1,
+        progress: Progress | None = None,
+    ) -> ResizePlan:
         """The plan with every error, for an output; raises what `save` would before it writes."""
         free = self.output.preview(out, overwrite=overwrite)
-        return replace(self.measure(threads=threads), path=str(Path(out)), free_disk=free)
+        return replace(self.measure(threads=threads, progress=progress), path=str(Path(out)), free_disk=free)
 
     def save(
         self,

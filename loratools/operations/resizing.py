@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,17 +10,23 @@ from typing import Any
 from loratools.adapters.adapter import Adapter, AdapterSet
 from loratools.adapters.budget import share_out
 from loratools.adapters.kind import kind_of
+from loratools.adapters.lora import LORA
 from loratools.adapters.made import Maker
 from loratools.adapters.recast import recast
 from loratools.adapters.resize import Resizable
+from loratools.adapters.settings import tuner_of
 from loratools.architectures.architecture import Architecture
 from loratools.errors import ArchitectureMismatch, NotRepresentable, UsageError
+from loratools.formats.registry import format_of
 from loratools.operations.finite import guarded
 from loratools.operations.laid_out import LaidOut, laid_out
 from loratools.operations.lora import Lora, tables
 from loratools.operations.one_thread import one_thread
 from loratools.operations.output import AdapterOutput
+from loratools.operations.side_by_side import side_by_side
+from loratools.operations.tally import Tally
 from loratools.operations.to_kind import flattened_shape
+from loratools.tensors.writer import Progress
 
 _TRIES = 24
 
@@ -64,16 +69,47 @@ class Resizing:
                 **problem.evidence,
             ) from problem
 
-    def measure(self, threads: int) -> None:
-        """Compute the singular values of all layers."""
+    def measure(self, threads: int, progress: Progress | None = None) -> None:
+        """Compute the singular values of all layers; `progress` is told the bytes of the factors that were read."""
+        missing = [
+            (item, layer)
+            for item, layer in zip(self.source.adapters, self.layers, strict=True)
+            if layer is not None and layer.values is None
+        ]
+        tally = Tally(progress, sum(item.nbytes for item, _ in missing))
+
+        def one(row: tuple[Adapter, Resizable]) -> None:
+            row[1].measured()
+            tally.add(row[0].nbytes)
+
         with one_thread():
-            missing = [layer for layer in self.layers if layer is not None and layer.values is None]
-            if threads > 1:
-                with ThreadPoolExecutor(threads) as pool:
-                    list(pool.map(Resizable.measured, missing))
-            else:
-                for layer in missing:
-                    layer.measured()
+            side_by_side(one, missing, threads)
+
+    @property
+    def one_kind(self) -> bool:
+        """Whether the output holds adapters of one kind alone in each component, as a PEFT configuration does."""
+        return (format_of(self.to).alpha if self.to else self.source.dialect.alpha) == "config"
+
+    def make_alike(self, chosen: Sequence[int | None]) -> bool:
+        """Where some layers of a component become LoRA at these ranks and the output holds one kind, let all of them
+        become it; whether there are such.
+        """
+        if not self.one_kind:
+            return False
+        rows = [
+            (item, layer, layer.keeps(rank))
+            for item, layer, rank in zip(self.source.adapters, self.layers, chosen, strict=True)
+            if layer is not None and rank is not None
+        ]
+        changed = {item.target.component for item, _, kept in rows if not kept}
+        mixed = [
+            layer
+            for item, layer, kept in rows
+            if kept and item.target.component in changed and tuner_of(item.kind, item.factors) != LORA.name
+        ]
+        for layer in mixed:
+            layer.plainly = True
+        return bool(mixed)
 
     def made(self, chosen: Sequence[int | None]) -> tuple[Adapter, ...]:
         """The adapters at these ranks, lazily."""
@@ -131,6 +167,9 @@ class Resizing:
         What is not rank (headers, alphas, biases) depends a little on the ranks, so that the budget is corrected until
         no further rank of a layer fits. Raises UsageError where rank 1 everywhere is too large.
         """
+        if self.one_kind and self.output([layer and layer.rank for layer in self.layers]).size > size:
+            for layer in filter(None, self.layers):
+                layer.plainly = True
         spectra = [self._offered(layer, limit) for layer, limit in zip(self.layers, most, strict=True)]
         units = [layer.unit if layer else 1 for layer in self.layers]
         least = [1 if layer else None for layer in self.layers]
@@ -164,14 +203,15 @@ class Resizing:
         """The rank that a layer gets; one that got all that was on offer stays as it is, as far as `limit` allows."""
         if layer is None:
             return None
-        return layer.limited(limit if bought == len(values) else max(1, bought))
+        stays = bought == len(values) and not layer.becomes_plain
+        return layer.limited(limit if stays else max(1, bought))
 
     def _offered(self, layer: Resizable | None, limit: int) -> list[float]:
         """The values that the budget may buy: as many as weigh less than the layer does as it is."""
         if layer is None:
             return []
         values = layer.measured()
-        fit = layer.weight // layer.unit if layer.thrifty else limit
+        fit = layer.weight // layer.unit if layer.thrifty and not layer.becomes_plain else limit
         return values[: max(1, min(limit, len(values), fit))]
 
 

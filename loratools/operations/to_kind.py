@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from loratools.bases.weights import Base, BaseWeights, open_base
 from loratools.errors import ArchitectureMismatch, NotRepresentable, UsageError
 from loratools.formats.opening import Reference, open_reference
 from loratools.operations.lora import Lora
+from loratools.operations.side_by_side import side_by_side
 
 if TYPE_CHECKING:
     import torch
@@ -119,11 +119,7 @@ def as_lora(
                 return told.message
             raise told from problem
 
-    if threads > 1:
-        with ThreadPoolExecutor(threads) as pool:
-            made = list(pool.map(one, source.adapters))
-    else:
-        made = [one(item) for item in source.adapters]
+    made = [one(item) for item in source.adapters] if foresee else side_by_side(one, source.adapters, threads)
     found = [item for item in made if not isinstance(item, str)]
     kept = tuple(old for old, new in zip(source.adapters, made, strict=True) if not isinstance(new, str))
     lost = tuple(item for item in made if isinstance(item, str))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from loratools.adapters.adapter import Adapter
 from loratools.adapters.blame import named
 from loratools.adapters.kind import kind_of
+from loratools.operations.side_by_side import side_by_side
 
 _SHOWN = 8
 
@@ -56,8 +56,7 @@ class Health:
 
 def health(adapters: Sequence[Adapter], *, threads: int = 1) -> Health:
     """Read every factor once; singular values of low-rank kinds come from a QR core, never from a product."""
-    with ThreadPoolExecutor(max(1, threads)) as pool:
-        return Health(tuple(pool.map(_module, adapters)))
+    return Health(tuple(side_by_side(_module, adapters, threads)))
 
 
 def _module(item: Adapter) -> ModuleHealth:

@@ -18,7 +18,8 @@ AHEAD = 48 << 20
 class Ahead:
     """Works through the computed segments of tensors in the order in which they will be written.
 
-    Leaving the block drops what is not made yet. What is asked for twice, or out of turn, is made on the spot.
+    Leaving the block drops what is not made yet, and waits for what is being made, unless it is left by an interrupt.
+    What is asked for twice, or out of turn, is made on the spot.
     """
 
     def __init__(self, threads: int = 1, most: int = AHEAD) -> None:
@@ -36,7 +37,8 @@ class Ahead:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        interrupted = kind is not None and not issubclass(kind, Exception)
+        self._pool.shutdown(wait=not interrupted, cancel_futures=True)
 
     def follow(self, tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
         """The same tensors, whose computed segments are now made ahead; to be called in the order of writing."""

@@ -7,6 +7,7 @@ import tempfile
 import threading
 from pathlib import Path
 
+from loratools.errors import ResourceError
 from loratools.tensors.lazy import Bytes, LazyTensor
 from loratools.tensors.output import disk_errors, temporary_beside
 from loratools.tensors.source import LocalFile
@@ -28,18 +29,23 @@ class Spool:
             self._file = _unlinked(target)
         self._lock = threading.Lock()
         self._end = 0
+        self._closed = False
 
     def put(self, dtype: str, shape: tuple[int, ...], data: bytes) -> LazyTensor:
-        """Parks the bytes of a tensor."""
+        """Parks the bytes of a tensor; raises ResourceError once the spool is closed."""
         with self._lock:
+            if self._closed:  # a thread that nobody waited for: the number of the file may be another file's by now
+                raise ResourceError("the spool is closed", path=self._target)
             start, self._end = self._end, self._end + len(data)
-        with disk_errors(self._target, self._end):
-            write_at(self._file.fileno(), data, start)
+            with disk_errors(self._target, self._end):
+                write_at(self._file.fileno(), data, start)
         return LazyTensor(dtype, shape, (Bytes(self._file, start, len(data)),) if data else ())
 
     def close(self) -> None:
         """Gives the space back; the tensors can no longer be read."""
-        self._file.close()
+        with self._lock:
+            self._closed = True
+            self._file.close()
 
 
 def _unlinked(target: Path) -> LocalFile:

@@ -10,7 +10,15 @@ from loratools.errors import OutputExists
 from loratools.tensors.folder import Content, WrittenFolder, write_folder
 from loratools.tensors.layout import LateMetadata, Layout
 from loratools.tensors.lazy import LazyTensor
-from loratools.tensors.output import check_free_space, disk_errors, guard_output, steady, sync_folder, temporary_beside
+from loratools.tensors.output import (
+    NO_LINKS,
+    check_free_space,
+    disk_errors,
+    guard_output,
+    steady,
+    sync_folder,
+    temporary_beside,
+)
 from loratools.tensors.produce import Progress, Written, produce
 from loratools.tensors.source import LocalFile
 
@@ -56,9 +64,10 @@ def write(
             written = produce(temporary, layout, before=before, progress=progress, check=check, digest=digest)
             for file in inputs:
                 file.check_unchanged()
-            if not overwrite:
-                _check_still_free(target)
-            temporary.replace(target)
+            if overwrite:
+                temporary.replace(target)
+            else:
+                _put_where_nothing_is(temporary, target)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
@@ -66,6 +75,21 @@ def write(
     return Written(target, written.size, written.payload_sha256)
 
 
-def _check_still_free(target: Path) -> None:
-    if os.path.lexists(target):
-        raise OutputExists("the output appeared meanwhile", path=target, hint="--overwrite replaces it")
+def _put_where_nothing_is(temporary: Path, target: Path) -> None:
+    """Give a finished file its name, which no other may have got meanwhile: of two writers one is told so."""
+    try:
+        os.link(temporary, target)
+    except FileExistsError as error:
+        raise _appeared(target) from error
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        if os.path.lexists(target):
+            raise _appeared(target) from error
+        temporary.replace(target)  # a file system without links: the instant between is all that is left
+        return
+    temporary.unlink()
+
+
+def _appeared(target: Path) -> OutputExists:
+    return OutputExists("the output appeared meanwhile", path=target, hint="--overwrite replaces it")

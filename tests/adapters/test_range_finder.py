@@ -11,17 +11,21 @@ from loratools.adapters import range_finder
 from loratools.adapters.range_finder import SMALL, truncated_svd
 from loratools.errors import NonFinite, UsageError
 
-SHAPES = {"tall": (720, 560), "wide": (540, 700), "square": (600, 600), "small": (96, 64)}
+SHAPES = {"tall": (720, 560), "wide": (540, 700), "square": (600, 600), "small": (96, 64), "broad": (960, 1000)}
 
 
 def falling(name: str, count: int) -> torch.Tensor:
-    """Singular values: 64 of a fine-tune over noise; i^-½; a line, as a random square matrix has; e-folds; 20 and 0."""
+    """Singular values: 64 of a fine-tune over noise; i^-½; a line, as a random square matrix has; e-folds; 20 and 0;
+    a few that are found at once above many that are not; and 20 above noise, of which a larger rank keeps the best.
+    """
     at = torch.arange(1, count + 1, dtype=torch.float64)
     return {
         "easy": torch.where(at <= 64, at**-0.7, torch.full_like(at, 1e-4)),
         "slow": at**-0.5,
         "line": 1 - (at - 1) / count,
         "steep": torch.exp(-at / 12),
+        "bulk": torch.where(at <= 40, 3 - 1.5 * at / 40, 1 - (at - 1) / count),
+        "noisy": torch.where(at <= 20, at**-0.7, 2e-4 * (1 - (at - 1) / count)),
         "deficient": torch.where(at <= 20, at**-0.5, torch.zeros_like(at)),
     }[name]
 
@@ -52,7 +56,8 @@ def residual(whole: torch.Tensor, found) -> float:
 
 
 CASES = [("easy", "tall"), ("easy", "small"), ("slow", "tall"), ("slow", "wide"), ("slow", "square"), ("slow", "small"),
-         ("line", "wide"), ("line", "square"), ("steep", "tall"), ("deficient", "wide")]  # fmt: skip
+         ("line", "wide"), ("line", "square"), ("steep", "tall"), ("deficient", "wide"),
+         ("slow", "broad"), ("bulk", "broad"), ("noisy", "broad")]  # fmt: skip
 named = pytest.mark.parametrize("case", CASES, ids="-".join)
 
 

@@ -396,3 +396,30 @@ def test_the_command_says_what_it_cost(tmp_path):
     assert "nothing to do" in again.stdout
     plan = run("resize", source, "--rank", "3", "--dry-run", "--json")
     assert json.loads(plan.stdout)["error"] > 0
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_how_far_measuring_has_come_is_told_before_a_rank_is_known(tmp_path, threads):
+    source, told = decaying(tmp_path / "in.safetensors"), []
+    pending = lt.resize(source, error=0.3, threads=threads, progress=lambda *told_now: told.append(told_now))
+    assert len(told) == len(SMALL)
+    whole = sum(item.nbytes for item in pending.lora.adapters)
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    assert {total for _, total in told} == {whole}
+    assert told[-1] == (whole, whole)
+    assert (
+        lt.resize(source, rank=2, progress=told.append).plan.layers[0].error is None
+    )  # nothing is measured for a rank
+
+
+def test_the_command_shows_how_far_measuring_has_come(tmp_path, monkeypatch):
+    source = decaying(tmp_path / "in.safetensors")
+    monkeypatch.setattr("loratools.cli.progress.QUIET_SECONDS", 0)
+    for how in (["--rank", "2", "--dry-run"], ["--error", "0.3"]):
+        said = CliRunner().invoke(cli, ["resize", str(source), str(tmp_path / "out.safetensors"), *how])
+        assert said.exit_code == 0
+        assert "measure: " in said.stderr
+        assert " measured, " in said.stderr
+        assert "now proving" not in said.stderr.split("measured")[0]
+    quiet = CliRunner().invoke(cli, ["resize", str(source), str(tmp_path / "b.safetensors"), "--error", "0.3", "-q"])
+    assert "measure" not in quiet.stderr

@@ -9,7 +9,9 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -486,7 +488,7 @@ import os, sys
 from loratools.tensors.lazy import LazyTensor
 from loratools.tensors import writer
 calls = []
-for name in ("fsync", "replace", "rename"):
+for name in ("fsync", "link", "replace", "rename"):
     def wrap(real, name):
         def call(first, *rest, **named):
             what = os.readlink(f"/proc/self/fd/{first}") if isinstance(first, int) else str(first)
@@ -494,14 +496,17 @@ for name in ("fsync", "replace", "rename"):
             return real(first, *rest, **named)
         return call
     setattr(os, name, wrap(getattr(os, name), name))
-writer.write(sys.argv[1], {"a": LazyTensor.zeros("F32", (5,))}, {})
-print(calls)
+for overwrite in (False, True):
+    writer.write(sys.argv[1], {"a": LazyTensor.zeros("F32", (5,))}, {}, overwrite=overwrite)
+    calls.append("named")
+print(*[call if call == "named" else f"{call[0]}-{'file' if call[1] else 'folder'}" for call in calls])
 """
 
 
 def test_file_is_synced_before_the_rename_and_the_folder_after(tmp_path):
     done = run(TRACED, tmp_path / "out")
-    assert done.stdout.strip() == "[('fsync', True), ('replace', True), ('fsync', False)]", done.stderr
+    wanted = "fsync-file link-file fsync-folder named fsync-file replace-file fsync-folder named"
+    assert done.stdout.strip() == wanted, done.stderr
 
 
 def test_two_writers_of_one_name_leave_one_whole_file(tmp_path):
@@ -528,3 +533,36 @@ def test_unnamed_local_file_can_be_copied_from(tmp_path, source):
     (tmp_path / "in.safetensors").unlink()
     write(tmp_path / "out", all_of(held), {"k": "v"}, inputs=held.files)
     assert load_file(tmp_path / "out").keys() == TENSORS.keys()
+
+
+def test_of_many_writers_of_one_new_name_exactly_one_gets_it(tmp_path):
+    tensors = {"a": LazyTensor.from_bytes("U8", (4096,), bytes(4096))}
+    for number in range(10):
+        out, ready = tmp_path / f"{number}.safetensors", threading.Barrier(6)
+
+        def one(writer, out=out, ready=ready):
+            try:
+                write(out, tensors, {"writer": str(writer)}, check=lambda _: ready.wait(20) and None)
+            except OutputExists as error:
+                return error
+            return writer
+
+        with ThreadPoolExecutor(6) as pool:
+            ended = list(pool.map(one, range(6)))
+        (winner,) = [end for end in ended if isinstance(end, int)]
+        assert open_safetensors(out).metadata == {"writer": str(winner)}
+        assert out.stat().st_nlink == 1
+    assert len(list(tmp_path.iterdir())) == 10
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP, errno.EXDEV])
+def test_a_file_system_without_links_is_written_to_all_the_same(tmp_path, monkeypatch, code):
+    def refuse(*_, **__):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", refuse)
+    out, tensors = tmp_path / "out.safetensors", {"a": LazyTensor.from_bytes("U8", (4,), b"abcd")}
+    write(out, tensors, {})
+    with pytest.raises(OutputExists):
+        write(tmp_path / "b.safetensors", tensors, {}, check=lambda _: (tmp_path / "b.safetensors").touch())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b.safetensors", "out.safetensors"]
