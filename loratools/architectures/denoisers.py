@@ -56,7 +56,7 @@ DENOISERS: tuple[Denoiser, ...] = (
     Denoiser("SanaTransformer2DModel", ("sana",)),
     Denoiser("SanaVideoTransformer3DModel", ("sana-video",)),
     Denoiser("SkyReelsV2Transformer3DModel", ("skyreels-v2",)),
-    Denoiser("UNet2DConditionModel", ("sd1", "sd2", "sdxl", "sdxl-refiner"), "of those sizes; DeepFloyd IF's are others"),
+    Denoiser("UNet2DConditionModel", ("sd1", "sd2", "sdxl", "sdxl-refiner"), "of their sizes; DeepFloyd IF's differ"),
     Denoiser("UNet3DConditionModel", note="ModelScope's text to video: no trainer writes adapters of it today"),
     Denoiser("UNetControlNetXSModel", ("sd1", "sd2", "sdxl"), "the UNet in it, not the ControlNet"),
     Denoiser("UNetMotionModel", ("animatediff", "sd1", "sdxl")),
