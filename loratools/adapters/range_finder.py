@@ -32,7 +32,7 @@ _WIDEST = 0.6  # of the short side: a wider space costs more than the Gram matri
 _FIRST = 64  # the first rank that is looked at where none is known
 _CLOSE = 2e-3  # two tails nearer than this: a space cannot tell which of them keeps to the limit
 _GRAM_FLOOR = 1e-6  # relative errors below: squares of singular values drown in float64's rounding
-_TINY, _HUGE = 2.0**-50, 2.0**50  # beyond them, squares and float32 may under- or overflow
+_TINY, _HUGE = 2.0**-100, 2.0**100  # mean squares below and sums above: squares and float32 may under- or overflow
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +77,22 @@ def truncated_svd(
     wanted = Wanted(rank=rank, error=error, energy=energy)
     wide = matrix.shape[0] < matrix.shape[1]
     tall = matrix.T if wide else matrix  # LAPACK and QR are several times slower on wide matrices
+    whole = Whole(tall, 1.0) if tall.numel() else None
+    if whole is not None and _TINY * tall.numel() < whole.square < _HUGE:  # not so for NaN and infinity
+        found = _found(whole, wanted, seed)
+    else:
+        found = _scaled(tall, wanted, seed)
+    return _signed(replace(found, left=found.right.T, right=found.left.T) if wide else found)
+
+
+def _scaled(tall: torch.Tensor, wanted: Wanted, seed: int) -> Truncated:
+    """The same for numbers so small or so large that their squares, or float32, would under- or overflow."""
     largest = _largest(tall) if tall.numel() else 0.0
     if largest == 0:
-        found = _of_zeros(tall, wanted)
-    else:
-        power = 1.0 if _TINY < largest < _HUGE else 2.0 ** min(-math.frexp(largest)[1], 1023)
-        found = _found(Whole(tall, power), wanted, seed)
-        found = replace(found, values=found.values / power, norm=found.norm / power)
-    return _signed(replace(found, left=found.right.T, right=found.left.T) if wide else found)
+        return _of_zeros(tall, wanted)
+    power = 2.0 ** min(-math.frexp(largest)[1], 1023)
+    found = _found(Whole(tall, power), wanted, seed)
+    return replace(found, values=found.values / power, norm=found.norm / power)
 
 
 def _largest(matrix: torch.Tensor) -> float:

@@ -49,6 +49,7 @@ DENOISERS: tuple[Denoiser, ...] = (
     Denoiser("MiniMaxH3Transformer3DModel", ("minimax-h3",)),
     Denoiser("MochiTransformer3DModel", ("mochi",)),
     Denoiser("PRXTransformer2DModel", note="PRX: its pipeline inherits a loader for a UNet, which it has not"),
+    Denoiser("PriorTransformer", ("kandinsky2.2",), "of its sizes; unCLIP's loader fills the UNet alone"),
     Denoiser("QwenImage21Transformer2DModel", ("qwen-image-2.1",)),
     Denoiser("QwenImageTransformer2DModel", ("qwen-image",)),
     Denoiser("RFD4ProteinaTransformer", note="a model of proteins, of neither pictures nor sound"),

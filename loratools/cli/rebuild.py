@@ -67,7 +67,7 @@ def command(
     threads: int,
     **how: Any,
 ) -> None:
-    """Write a complete pipeline with adapters merged in, and run it once.
+    """A complete pipeline with adapters merged in, loaded and run once.
 
     BASE is a pipeline folder, a single-file checkpoint, owner/name on the Hub, or auto: the base that the first adapter
     names. Without an adapter BASE itself is written. The folder loads with DiffusionPipeline.from_pretrained.

@@ -167,7 +167,7 @@ class Resizing:
         What is not rank (headers, alphas, biases) depends a little on the ranks, so that the budget is corrected until
         no further rank of a layer fits. Raises UsageError where rank 1 everywhere is too large.
         """
-        if self.one_kind and self.output([layer and layer.rank for layer in self.layers]).size > size:
+        if self.one_kind and self.output([layer.rank if layer else None for layer in self.layers]).size > size:
             for layer in filter(None, self.layers):
                 layer.plainly = True
         spectra = [self._offered(layer, limit) for layer, limit in zip(self.layers, most, strict=True)]

@@ -48,7 +48,7 @@ def mistakes(stage: Stage, held: Sequence[Any]) -> Iterator[Mistake]:
     adapters change nothing.
     """
     truth = stage.truth
-    sizes = {spot: float(truth.delta(spot).norm()) for spot in truth.spots if spot.leaf == "weight"}
+    sizes = {spot: float(stage.change(spot).norm()) for spot in truth.spots if spot.leaf == "weight"}
     ordered = sorted((spot for spot, size in sizes.items() if size), key=lambda spot: (sizes[spot], spot))
     if not ordered:
         return
@@ -58,7 +58,7 @@ def mistakes(stage: Stage, held: Sequence[Any]) -> Iterator[Mistake]:
     pair = _pair(stage, ordered)
     if pair is not None:
         first, second = pair
-        crossed = {first: truth.delta(second), second: truth.delta(first)}
+        crossed = {first: stage.change(second), second: stage.change(first)}
         yield Mistake("q and k exchanged", f"{first.name} ↔ {second.path}", lambda: stage.written(crossed))
     stale: dict[Spot, torch.Tensor | None] = {
         spot: None for spot in truth.spots if spot.component.startswith("text_encoder")
@@ -101,7 +101,7 @@ def unfused(stage: Stage) -> Iterator[None]:
     changes: dict[tuple[str, str], dict[str, torch.Tensor]] = {}
     for spot in truth.spots:
         live = stage.parameter(spot)
-        delta = truth.delta(spot).to(live.device, live.dtype).reshape(live.shape)
+        delta = stage.change(spot).to(live.device, live.dtype).reshape(live.shape)
         changes.setdefault((spot.component, spot.path), {})[spot.leaf] = delta
     rows = [
         (module_of(getattr(stage.pipeline, component), path), found.get("weight"), found.get("bias"))

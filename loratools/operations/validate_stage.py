@@ -68,6 +68,11 @@ class Stage:
         """The live parameter of a spot."""
         return weight_of(getattr(self.pipeline, spot.component), spot.path, spot.leaf)
 
+    def change(self, spot: Spot) -> torch.Tensor:
+        """The true change of a spot in float64, made where its parameter is (MPS has no float64)."""
+        device = self.parameter(spot).device
+        return self.truth.delta(spot, "cpu" if device.type == "mps" else str(device))
+
     def modules(self, before: Mapping[str, int] | None = None, scale: float = 1.0) -> Modules:
         """Hold what became of every weight to the truth times `scale`; with `before`, the fingerprints of the base,
         every other tensor must have kept its bits.

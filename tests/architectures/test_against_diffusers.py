@@ -95,6 +95,14 @@ CONVERTERS = [
     ("sd3", "original", "convert_sd3_transformer_checkpoint_to_diffusers", ("sd3-medium", "sd35-medium", "sd35-large")),
     ("chroma", "bfl", "convert_chroma_transformer_checkpoint_to_diffusers", ("chroma",)),
     ("flux2", "bfl", "convert_flux2_transformer_checkpoint_to_diffusers", ("flux2-dev", "flux2-klein-9b")),
+    ("cosmos", "original", "convert_cosmos_transformer_checkpoint_to_diffusers", ("cosmos25-2b", "cosmos2-2b-t2i")),
+    ("flux3", "bfl", "convert_flux3_transformer_checkpoint_to_diffusers", ("flux3",)),
+    ("krea2", "original", "convert_krea2_transformer_checkpoint_to_diffusers", ("krea2",)),
+    ("ltx-video", "original", "convert_ltx_transformer_checkpoint_to_diffusers", ("ltx-video-2b",)),
+    ("ltx2", "original", "convert_ltx2_transformer_to_diffusers", ("ltx2-2.0",)),
+    ("minimax-h3", "original", "convert_minimax_h3_transformer_checkpoint_to_diffusers", ("minimax-h3",)),
+    ("mochi", "original", "convert_mochi_transformer_checkpoint_to_diffusers", ("mochi",)),
+    ("qwen-image-2.1", "comfy", "convert_qwen_image21_transformer_checkpoint_to_diffusers", ("qwen-image-2.1",)),
     ("hunyuan-video", "original", "convert_hunyuan_video_transformer_to_diffusers", ("hunyuan-video-t2v",)),
     ("auraflow", "original", "convert_auraflow_transformer_checkpoint_to_diffusers", ("auraflow",)),
     ("lumina2", "original", "convert_lumina2_to_diffusers", ("lumina2",)),
@@ -105,7 +113,7 @@ CONVERTERS = [
 ]
 DROPPED = {"sd3": ("pos_embed",), "sana": ("pos_embed", "y_embedder.y_embedding")}
 # The few layers with a bias, where not all have one.
-BIASED = {"auraflow": ("init_x_linear", "t_embedder.mlp.0", "t_embedder.mlp.2"), "flux2": ()}
+BIASED = {"auraflow": ("init_x_linear", "t_embedder.mlp.0", "t_embedder.mlp.2"), "flux2": (), "minimax-h3": ()}
 
 
 @pytest.mark.parametrize(
@@ -123,13 +131,62 @@ def test_native_transformer_is_what_diffusers_makes_of_it(name, naming, converte
     file = dict(native) | {key: torch.zeros(1) for key in DROPPED.get(name, ())}
     biased = BIASED.get(name, [key[:-7] for key in native if key.endswith(".weight")])
     file |= {f"{path}.bias": native[f"{path}.weight"][:, 0] for path in biased}  # a bias goes with its rows
-    made = getattr(single_file_utils, converter)(file)
+    made = getattr(single_file_utils, converter)(file, config={})
     wanted = {key for key in made if not key.endswith(".bias") and key != "pos_embed.pos_embed"} | expected.keys()
     for key in wanted:
         assert made[key].equal(expected[key]), key
     for key in made:  # a bias is the first, and here only, column of its weight
         if key.endswith(".bias") and key[:-4] + "weight" in expected:
             assert made[key].equal(expected[key[:-4] + "weight"][:, 0]), key
+
+
+# architecture, naming, its beginning, the converter's name, its table; how the layers begin that it does not know
+ADAPTERS = [
+    ("ace-step", "original", "base_model.model.", "ace_step", "ace-step-1.5", ("proj_in.1", "proj_out.1")),
+    ("anima", "original", "diffusion_model.", "anima", "anima", ()),
+    ("flux3", "bfl", "diffusion_model.", "flux3", "flux3", (
+        "final_layer.", "emb_in.", "txt_in", "time_in.", "early_", "single_stream_",
+    )),
+    ("ideogram4", "original", "diffusion_model.", "ideogram4", "ideogram4", (
+        "input_", "llm_", "t_emb", "adaln_", "embed_", "final_",
+    )),
+    ("krea2", "original", "diffusion_model.", "krea2", "krea2", ()),
+    ("ltx2", "original", "diffusion_model.", "ltx2", "ltx2-2.3", ()),
+    ("minimax-h3", "original", "diffusion_model.", "minimax_h3", "minimax-h3", ()),
+]  # fmt: skip
+
+
+def native_adapter(part, naming, table, prefix, unknown):
+    """A native LoRA of rank 1 whose rows are all different, and what the table says each part of it holds."""
+    file, expected = {}, {}
+    for placement in part.naming(naming).placements():
+        found = [table[path] for path in placement.paths if path in table]
+        if len(found) < len(placement.paths) or len(found[0]) < 2 or not placement.joint:
+            continue
+        if not placement.native.startswith(unknown):
+            up = torch.arange(sum(size[0] for size in found), dtype=torch.float32)[:, None]
+            stem = prefix + placement.native
+            file |= {f"{stem}.lora_A.weight": up[:1], f"{stem}.lora_B.weight": up}
+            up = torch.cat(up.chunk(2)[::-1]) if placement.layout == "swap_halves" else up
+            for path, rows in zip(placement.paths, up.split([size[0] for size in found]), strict=True):
+                expected[f"{part.name}.{path}.lora_B.weight"] = rows
+    return file, expected
+
+
+@pytest.mark.parametrize(
+    ("name", "naming", "prefix", "converter", "table", "unknown"), ADAPTERS, ids=[row[0] for row in ADAPTERS]
+)
+def test_native_adapters_are_what_diffusers_makes_of_them(name, naming, prefix, converter, table, unknown):
+    from diffusers.loaders import lora_conversion_utils
+
+    known, file, expected = architecture(name), {}, {}
+    # The converter of LTX-2 knows the connectors by their one projection alone.
+    for part in (known.denoiser, *(part for part in known.components if part.inside and name != "ltx2")):
+        more, meant = native_adapter(part, naming, shapes(table)[part.name], prefix, unknown)
+        file |= more
+        expected |= meant
+    made = getattr(lora_conversion_utils, f"_convert_non_diffusers_{converter}_lora_to_diffusers")(file)
+    assert same({key: value for key, value in made.items() if ".lora_B." in key}, expected)
 
 
 @pytest.mark.parametrize("variant", ["stable-cascade", "stable-cascade-lite"])

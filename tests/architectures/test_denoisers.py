@@ -49,7 +49,7 @@ def constructed(body):
 def specified(folder):
     """The classes of the denoisers that the blocks of a modular pipeline ask for."""
     texts = (path.read_text(encoding="utf-8") for path in folder.glob("*.py"))
-    return {kind for text in texts for _, kind in COMPONENT.findall(text)}
+    return set().union(*(named(kind) for text in texts for _, kind in COMPONENT.findall(text)))
 
 
 @cache

@@ -67,7 +67,8 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path):
     assert [item.name for item in tmp_path.iterdir()] == ["mine.txt"]
 
 
-@pytest.mark.parametrize(("architecture", "dtype"), [("flux1", "bfloat16")])
+@pytest.mark.long
+@pytest.mark.parametrize(("architecture", "dtype"), [("flux1", "bfloat16"), ("sdxl", "float16")])
 def test_the_story_holds_for_other_architectures_in_narrow_dtypes_and_leaves_its_report(architecture, dtype, tmp_path):
     told = demo(tmp_path / "kept", architecture=architecture, dtype=dtype)
     assert told.passed, told.to_dict()["chapters"]

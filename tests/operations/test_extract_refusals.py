@@ -55,6 +55,13 @@ def changed(folder, out, change):
     return out
 
 
+def moved(tensor, generator):
+    """A low-rank change of a matrix, any change of a vector."""
+    if tensor.ndim > 1:
+        return low_rank(tensor, generator)
+    return 0.1 * torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+
+
 def refused(kind, base, tuned, out, match, **how):
     """The refusal, after which nothing stands there."""
     with pytest.raises(kind, match=match) as found:
@@ -177,13 +184,17 @@ def test_a_format_without_names_for_the_model_is_refused_before_anything_is_read
     refused(NotRepresentable, *models, tmp_path / "out.safetensors", "no names", to="kohya")
 
 
-def test_differences_that_a_format_has_no_place_for_are_refused_or_listed(models, tmp_path):
-    def norms(held):
-        held["model.norm.weight"] += 1
-
-    tuned = changed(models[1], tmp_path / "tuned", norms)
-    refused(NotRepresentable, models[0], tuned, tmp_path / "out", "no place for norm", full=["norms"])
-    result = lt.extract(models[0], tuned, rank=2, full=["norms"], allow_lossy=True).save(tmp_path / "out")
+def test_differences_that_a_format_has_no_place_for_are_refused_or_listed(sd1, tmp_path):
+    tuned = shutil.copytree(sd1, tmp_path / "tuned")
+    weights = next((tuned / "unet").glob("*.safetensors"))
+    held = load_file(weights)
+    held["conv_norm_out.weight"] += 1
+    for key in [key for key in held if key.endswith("attn1.to_q.weight")]:
+        held[key] += 0.1 * torch.outer(torch.randn(held[key].shape[0]), torch.randn(held[key].shape[1]))
+    save_file(held, weights, {"format": "pt"})
+    how = {"to": "diffusers", "full": ["norms"]}
+    refused(NotRepresentable, sd1, tuned, tmp_path / "out.safetensors", "no place for norm", **how)
+    result = lt.extract(sd1, tuned, rank=2, allow_lossy=True, **how).save(tmp_path / "out.safetensors")
     assert any("no place for norm" in line for line in result.warnings)
 
 
