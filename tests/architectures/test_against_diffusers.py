@@ -173,12 +173,11 @@ def native_adapter(part, naming, table, prefix, unknown):
     return file, expected
 
 
-@pytest.mark.parametrize(
-    ("name", "naming", "prefix", "converter", "table", "unknown"), ADAPTERS, ids=[row[0] for row in ADAPTERS]
-)
-def test_native_adapters_are_what_diffusers_makes_of_them(name, naming, prefix, converter, table, unknown):
+@pytest.mark.parametrize("row", ADAPTERS, ids=[row[0] for row in ADAPTERS])
+def test_native_adapters_are_what_diffusers_makes_of_them(row):
     from diffusers.loaders import lora_conversion_utils
 
+    name, naming, prefix, converter, table, unknown = row
     known, file, expected = architecture(name), {}, {}
     # The converter of LTX-2 knows the connectors by their one projection alone.
     for part in (known.denoiser, *(part for part in known.components if part.inside and name != "ltx2")):
