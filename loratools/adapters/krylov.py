@@ -4,7 +4,7 @@ A block of random rows is turned through the matrix and back, again and again, a
 all polynomials of DᵀD up to the number of blocks, and comes near the leading singular vectors in far fewer products
 than the last block alone would (power iterations). The blocks are float32, which is enough to find directions, also
 those of values a thousand times smaller than the largest, as every block is orthogonal to those before. The factors
-come from one more product with the matrix in float64, so that their error is theirs and no estimate.
+come from one more product with the matrix, in float64 where it counts, so that their error is theirs and no estimate.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ EXTRA = 8
 """Directions beyond the rank that the last product takes along: they hold what is not yet told apart."""
 
 _NEAR = 3e-4  # a space grows until its error is within this of the best, relatively
+_MUCH = 1e-4  # of the energy: where more is left out, float32 does not hide how much
 _LITTLE = 1e-10  # of the energy: gains below are float32's rounding
 _CLEAN, _PASSES = 1e-6, 5  # the largest overlap of a block with those before it, and how often it is taken out
 _FASTEST, _SLOWEST = 0.12, 0.95  # what a block gains, at least and at most, of what the one before it did
@@ -103,15 +104,22 @@ class Krylov:
         left, little = last * pace / (1 - pace), max(2 * _NEAR * (1 - captured[2]), _LITTLE)
         return math.ceil(math.log(left / little) / -math.log(pace)) if left > little else 0
 
-    def settled(self, rank: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def settled(self, rank: int, *, exact: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """left [rows, k], values [k], right [k, columns] of D's projection onto its leading directions, float64; k is a
         little more than `rank`.
+
+        Unless it must be `exact`, the projection is a product in float32 where much is left out anyway: what that
+        rounds is a part in 10⁵ of the error then.
         """
         import torch
 
         count = min(rank + EXTRA, self.columns)
         leading = torch.linalg.eigh(self._gram).eigenvectors[:, -count:].to(self._basis.dtype)
         outer = torch.linalg.qr((torch.cat(self._images, 1) @ leading).double()).Q
-        inner, upper = torch.linalg.qr(self.whole.under(outer).T)
+        if exact or 1 - float(self._energies[-1][rank - 1]) / self.whole.square < _MUCH:
+            image = self.whole.under(outer).T
+        else:
+            image = (self._single.T @ outer.to(self._single.dtype)).double()
+        inner, upper = torch.linalg.qr(image)
         right, values, left = torch.linalg.svd(upper, full_matrices=False)
         return outer @ left.T, values, (inner @ right).T

@@ -1,10 +1,10 @@
 """The truncated singular value decomposition of a whole matrix: from a few directions, else by its Gram matrix.
 
 A block Krylov space that is grown until it gains no more costs a tenth of a full decomposition of a layer, or less, and
-comes within 1e-3 of Eckart and Young's error, also where singular values fall slowly. The last projection B is float64,
-so that the error, from ‖D‖² − ‖B‖², is that of the factors and no estimate. Where the space would have to be wide, or
-could not tell the smallest rank from the next, the eigenvectors of the Gram matrix (float64) decide; small matrices,
-and errors that a Gram matrix cannot resolve, take LAPACK's decomposition.
+comes within 1e-3 of Eckart and Young's error, also where singular values fall slowly. The error, from ‖D‖² − ‖B‖² of a
+last projection B, is that of the factors and no estimate. Where the space would have to be wide, or could not tell the
+smallest rank from the next, the eigenvectors of the Gram matrix (float64) decide; small matrices, and errors that a
+Gram matrix cannot resolve, take LAPACK's decomposition.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def _found(whole: Whole, wanted: Wanted, seed: int) -> Truncated:
         space = space or Krylov(whole, min(BLOCK, max(BLOCK // 2, rank)), seed)
         if not space.converge(rank, int(_WIDEST * short)):
             break
-        left, values, right = space.settled(rank)
+        left, values, right = space.settled(rank, exact=wanted.limit is not None)
         found = Truncated(left, values, right, 0.0, math.sqrt(whole.square))
         tails, limit = _tails(values, whole.square), wanted.limit
         if limit is None:

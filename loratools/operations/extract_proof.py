@@ -9,6 +9,7 @@ from typing import Any
 
 from loratools.errors import InternalError
 from loratools.formats.runtimes import loads
+from loratools.model import Target
 from loratools.operations.extracted import Extracted, residual
 from loratools.operations.lora import Lora, open_lora
 from loratools.operations.one_thread import one_thread
@@ -61,12 +62,12 @@ def _require_whole(lora: Lora, output: AdapterOutput, written: Path) -> None:
 
 def _again(lora: Lora, found: Sequence[Extracted], written: Path) -> Iterator[tuple[str, float]]:
     """Some layers' errors in float64, from the output and both models; raises InternalError beyond what was stated."""
-    held = {item.target.paths: item for item in lora.adapters if {"down", "up"} <= set(item.factors)}
-    layers = [item for item in found if item.has_factors and item.twin.target.paths in held]
+    held = {_place(item.target): item for item in lora.adapters if {"down", "up"} <= set(item.factors)}
+    layers = [item for item in found if item.has_factors and _place(item.twin.target) in held]
     worst = sorted(layers, key=lambda item: -item.error)
     step = max(1, len(worst) // _SAMPLE)
     for item in worst[::step][:_SAMPLE]:
-        adapter = held[item.twin.target.paths]
+        adapter = held[_place(item.twin.target)]
         factors = {role: tensor.load() for role, tensor in adapter.factors.items()}
         up = factors["up"].double() * float(adapter.scale)
         error = residual(item.twin, up, factors["down"], factors.get("magnitude"))
@@ -77,3 +78,8 @@ def _again(lora: Lora, found: Sequence[Extracted], written: Path) -> Iterator[tu
                 hint="nothing was written; please report this",
             )
         yield item.twin.name, error
+
+
+def _place(target: Target) -> tuple[str, tuple[str, ...]]:
+    """Where a layer is: two text encoders share their paths."""
+    return target.component, target.paths

@@ -61,3 +61,13 @@ def test_a_full_disk_says_what_is_needed(tmp_path):
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
     done = subprocess.run([sys.executable, "-c", _FULL, tmp_path], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["5", "2000"]
+
+
+def test_a_thread_that_nobody_waited_for_writes_into_no_other_file(tmp_path):
+    spool = Spool(tmp_path / "out.safetensors")
+    spool.put("U8", (4,), b"abcd")
+    spool.close()
+    with (tmp_path / "other").open("w+b") as other:  # it has got the number that the spool's file had
+        with pytest.raises(ResourceError, match="closed"):
+            spool.put("U8", (4,), b"efgh")
+        assert other.read() == b""
