@@ -142,7 +142,7 @@ def plan_merge(
         checkpoint = untied(checkpoint, tie)
     placing = Placing(checkpoint.base, table)
     sets = [weighed(item, scales, table, components) for item in given]
-    skip, remark = (None, None) if untie or tie is None else once(tie, sets, placing.weights)
+    skip, remark = once(tie, sets, placing.weights, untie=untie) if tie else (None, None)
     applied = tuple(placed(placing, item, skip=skip) for item in sets)
     require_matches(applied, checkpoint.name, allow_partial=allow_partial)
     dice = Dice(stochastic_seed) if stochastic_seed is not None else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from loratools.bases.checkpoint import Checkpoint
-from loratools.bases.ties import Tie
+from loratools.bases.ties import TIED, Tie
 from loratools.bases.untying import with_own_head
 from loratools.bases.weights import BaseWeights
 from loratools.errors import NotRepresentable, UsageError
@@ -42,11 +42,13 @@ def untied(checkpoint: Checkpoint, tie: Tie | None) -> Checkpoint:
     return with_own_head(checkpoint, tie)
 
 
-def once(tie: Tie, sets: Sequence[Weighed], weights: BaseWeights) -> tuple[str | None, str | None]:
-    """The path that needs no place beside the embedding's, and a remark where a change of both is merged once.
+def once(tie: Tie, sets: Sequence[Weighed], weights: BaseWeights, *, untie: bool) -> tuple[str | None, str | None]:
+    """The path that needs no place beside the embedding's, and a remark about what becomes of the two.
 
-    Raises NotRepresentable where one of the two would become another than the other.
+    Raises NotRepresentable where one of them would become another than the other, unless they are untied.
     """
+    if untie:
+        return None, f"{tie.head} becomes a tensor of its own, and config.json says {TIED}: false"
     both = False
     for item in sets:
         head, embedding = (_changes(item, path, weights, tie) for path in (tie.head, tie.embedding))
@@ -56,7 +58,7 @@ def once(tie: Tie, sets: Sequence[Weighed], weights: BaseWeights) -> tuple[str |
             alone = tie.head if head else tie.embedding
             changed = "both, in two ways" if head and embedding else f"{alone} alone"
             raise NotRepresentable(
-                f"the head {tie.head} is the embedding {tie.embedding} once more (tie_word_embeddings), and the "
+                f"the head {tie.head} is the embedding {tie.embedding} once more ({TIED}), and the "
                 f"adapter changes {changed}: one tensor cannot hold that",
                 path=weights.name,
                 key=f"{alone}.weight",

@@ -72,6 +72,7 @@ def test_an_untied_merge_answers_as_pefts_unmerged_model_does(base, tmp_path, op
     assert "--untie" in caught.value.hint
     done = lt.merge(base, [tmp_path / "adapter"], tmp_path / "merged", untie=True)
     assert not any(item.unmatched or item.left_out for item in done.plan.adapters)
+    assert "lm_head becomes a tensor of its own, and config.json says tie_word_embeddings: false" in done.warnings
     assert json.loads((tmp_path / "merged" / "config.json").read_text())["tie_word_embeddings"] is False
     assert "lm_head.weight" in load_file(tmp_path / "merged" / "model.safetensors")
     found = answer_of(tmp_path / "merged")
