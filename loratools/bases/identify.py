@@ -142,14 +142,23 @@ def _base(sizes: Shapes) -> Identity | None:
             return None
     parts = found[0].parts
     placed = {key for part in parts.values() for key in part.keys}
+    denoisers = any(match.architecture.denoiser.name in match.parts for match in found)
+    # A text encoder alone may be a language model that nobody paints with: Qwen 3 is Anima's.
+    language = () if denoisers else _language_models(sizes)
     return Identity(
         "base",
-        tuple(match.architecture.id for match in found),
+        (*language, *(match.architecture.id for match in found)),
         parts,
         tuple(key for key in own if key not in placed),
-        found[0].variants if len(found) == 1 else (),
+        found[0].variants if len(found) == 1 and not language else (),
         found[0].misfits,
     )
+
+
+def _language_models(sizes: Shapes) -> tuple[str, ...]:
+    """The ids of the language models that have exactly these modules, each of them."""
+    paths = {key.removesuffix(".weight") for key in sizes if companion(key) in (None, "tied")}
+    return tuple(map(architecture_id, model_types(paths, complete=True)))
 
 
 def _llm(sizes: Shapes) -> Identity | None:

@@ -47,9 +47,10 @@ def candidates(
     asked = (architecture(arch),) if arch is not None else ARCHITECTURES
     found = by_names(stems, asked)
     passable = all(_generic_prefix(stem) is not None for stem in stems)
-    if not found or (found[0].missed and passable and arch is None):
-        if passable and arch is None:
-            return Choice(evidence=("a PEFT adapter of no architecture in the tables: names pass through",))
+    stranger = _stranger_by_name(found, stems) if arch is None and passable else None
+    if stranger:
+        return Choice(evidence=(f"{stranger}: names pass through",))
+    if not found:
         raise ArchitectureMismatch(
             f"the keys fit {'no architecture' if arch is None else arch + ' nowhere'}",
             path=opened.name,
@@ -88,6 +89,27 @@ def candidates(
         return Choice(tuple(found), (), tuple(evidence))
     best = sizes[found[0].architecture.id]
     return Choice(tuple(found), best.variants, tuple(evidence), best.misfits)
+
+
+def _stranger_by_name(found: Sequence[Candidate], stems: Sequence[Stem]) -> str | None:
+    """What a PEFT adapter is that no table should name, or None."""
+    if not found or found[0].missed:
+        return "a PEFT adapter of no architecture in the tables"
+    if _is_language_model(found, stems):
+        return "a PEFT adapter of a language model, alone"
+    return None
+
+
+def _is_language_model(found: Sequence[Candidate], stems: Sequence[Stem]) -> bool:
+    """Whether a file that nothing ties to a pipeline has the names of a language model and no denoiser's.
+
+    Anima's text encoder is Qwen 3, and most adapters of Qwen 3 have never seen a picture.
+    """
+    if any(stem[0] is not None for stem in stems):
+        return False
+    if any(place.component == item.architecture.denoiser.name for item in found for place in item.places.values()):
+        return False
+    return bool(model_types([stem[1].removeprefix(PEFT) for stem in stems]))
 
 
 def _without_strays(
