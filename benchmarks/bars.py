@@ -72,12 +72,15 @@ class Contestant:
 
 
 def run_once(contestant: Contestant) -> Sample:
-    """Run a contestant to its end; RuntimeError with its last words if it fails."""
+    """Run a contestant to its end, with the bytecode of the run before; RuntimeError with its last words if it fails."""
     if contestant.output is not None:
         contestant.output.unlink(missing_ok=True)
+    surroundings = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     with tempfile.TemporaryFile() as errors:
         started = time.perf_counter()
-        process = subprocess.Popen(contestant.command, stdout=subprocess.DEVNULL, stderr=errors, cwd=HERE.parent)
+        process = subprocess.Popen(
+            contestant.command, stdout=subprocess.DEVNULL, stderr=errors, cwd=HERE.parent, env=surroundings
+        )
         _, status, usage = os.wait4(process.pid, 0)
         wall = time.perf_counter() - started
         process.returncode = os.waitstatus_to_exitcode(status)

@@ -55,6 +55,12 @@ def words_of(template: str) -> Skeleton:
     return tuple(["#" if word[0] == "{" or (word.isdecimal() and _is_number(word)) else word for word in words])
 
 
+def _first_word(template: str) -> str:
+    """The first of `words_of`, at less cost."""
+    word = template.partition(".")[0].partition("_")[0]
+    return words_of(template)[0] if not word or word[0] in "{0123456789" else word
+
+
 class Template(NamedTuple):
     """A parsed template: its skeleton, for each number its fixed value or a hole, and the text with `%d` for holes."""
 
@@ -120,6 +126,7 @@ class Placement(NamedTuple):
     layout: Layout
     joint: Joint = "."
     weight: str = "weight"
+    hand: int = 0
 
     def settled(self, weight: Sequence[int | None]) -> Placement | None:
         """The placement for a weight [out, in, kernel…]: `swap_pair` made plain; None where the shape does not tell."""
@@ -193,13 +200,15 @@ class _Index:
 class Naming:
     """One spelling of all paths of one component: a name and its rows.
 
-    `verbatim` is for models that need no table: every canonical path is its own native one.
+    `verbatim` is for models that need no table: every canonical path is its own native one. `named` is the adapter's
+    name inside the keys of the files that are spelt so, where nothing else tells them from another naming's.
     """
 
-    def __init__(self, name: str, rules: tuple[Rule, ...], *, verbatim: bool = False) -> None:
+    def __init__(self, name: str, rules: tuple[Rule, ...], *, verbatim: bool = False, named: str = "") -> None:
         self.name = name
         self.rules = rules
         self.verbatim = verbatim
+        self.named = named
 
     @cached_property
     def natives(self) -> _Index:
@@ -210,6 +219,14 @@ class Naming:
     def canonicals(self) -> _Index:
         """The look-up by canonical path."""
         return _Index((part, rule) for rule in self.rules for part in rule.canonical)
+
+    @cached_property
+    def by_first_word(self) -> dict[str, list[str]]:
+        """The native templates by the first word of their skeletons."""
+        found: dict[str, list[str]] = {}
+        for rule in self.rules:
+            found.setdefault(_first_word(rule.native), []).append(rule.native)
+        return found
 
     def at_native(self, words: Skeleton, numbers: tuple[int, ...]) -> Placement | None:
         """The placement of a native path, given as its skeleton."""
@@ -254,7 +271,7 @@ def _placement(values: Mapping[str, int], rule: Rule, first: str) -> Placement:
     templates = rule.canonical
     native = first if rule.native == templates[0] else Template.parse(rule.native).fill(values)
     paths = (first, *[Template.parse(part).fill(values) for part in templates[1:]])
-    return Placement(native, paths, rule.ratio, rule.layout, rule.joint, rule.weight)
+    return Placement(native, paths, rule.ratio, rule.layout, rule.joint, rule.weight, rule.hand)
 
 
 def canonical_naming(rules: Iterable[Rule], name: str, *, bare: Collection[str] = ()) -> Naming:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Collection, Sequence
+from functools import cache
 from typing import NamedTuple, TypeVar
 
 from loratools.architectures.ace_step import ACE_STEP
@@ -142,14 +142,29 @@ def without_heirs(known: Sequence[Architecture], items: Sequence[Item], claims: 
     ]
 
 
-@lru_cache(maxsize=1)
-def index() -> dict[Skeleton, tuple[Spelt, ...]]:
-    """skeleton → every naming with a path of that skeleton; whether the numbers fit is the naming's to say."""
+def namings_of(words: Skeleton) -> tuple[Spelt, ...]:
+    """Every naming with a path of that skeleton; whether the numbers fit is the naming's to say."""
+    return _index(words[0]).get(words, ()) if words else ()
+
+
+@cache
+def _index(word: str) -> dict[Skeleton, tuple[Spelt, ...]]:
+    """skeleton → namings, for the skeletons that begin with that word: a file knows few of all there are."""
     found: dict[Skeleton, list[Spelt]] = {}
+    for spelt, paths in _by_first_word().get(word, {}).items():
+        for words in {words_of(path) for path in paths}:
+            found.setdefault(words, []).append(spelt)
+    return {words: tuple(namings) for words, namings in found.items()}
+
+
+@cache
+def _by_first_word() -> dict[str, dict[Spelt, Collection[str]]]:
+    """First word of a path → naming → its native paths that begin so."""
+    found: dict[str, dict[Spelt, Collection[str]]] = {}
     for known in ARCHITECTURES:
         for component in known.components:
             for naming in (*component.namings, *component.adapters):
                 spelt = Spelt(known.id, component.name, naming.name)
-                for words in {words_of(rule.native) for rule in naming.rules}:
-                    found.setdefault(words, []).append(spelt)
-    return {words: tuple(namings) for words, namings in found.items()}
+                for word, paths in naming.by_first_word.items():
+                    found.setdefault(word, {})[spelt] = paths
+    return found

@@ -12,6 +12,7 @@ from loratools.adapters.kind import kind_of
 from loratools.adapters.lora import LORA
 from loratools.adapters.to_lora import foreseen, to_lora
 from loratools.architectures.architecture import Architecture, shapes
+from loratools.architectures.registry import ARCHITECTURES
 from loratools.bases.weights import Base, BaseWeights, open_base
 from loratools.errors import ArchitectureMismatch, NotRepresentable, UsageError
 from loratools.formats.opening import Reference, open_reference
@@ -82,11 +83,18 @@ def open_model(reference: Reference, lora: Lora, *, unsafe_pickle: bool = False)
 
 
 def shared(ours: Sequence[str], theirs: Sequence[str]) -> tuple[str, ...]:
-    """The architectures that both may be; "llm" alone stands for a language model of any type."""
+    """The architectures that both may be; "llm" alone stands for a language model of any type.
+
+    Where there is none, an architecture that took over the other's names and sizes: its adapters look like the other's.
+    """
     both = tuple(name for name in ours if name in theirs)
-    if both or "llm" not in ours:
-        return both
-    return tuple(name for name in theirs if name.startswith("llm-"))
+    if not both and "llm" in ours:
+        both = tuple(name for name in theirs if name.startswith("llm-"))
+    return both or _heirs(theirs, ours) or _heirs(ours, theirs)
+
+
+def _heirs(names: Sequence[str], elders: Sequence[str]) -> tuple[str, ...]:
+    return tuple(known.id for known in ARCHITECTURES if known.id in names and set(known.yields_to) & set(elders))
 
 
 def as_lora(

@@ -9,7 +9,7 @@ import pytest
 from fixtures import make_shapes
 from loratools.architectures.architecture import TABLES, shapes
 from loratools.architectures.naming import Placement, Template, skeleton, words_of
-from loratools.architectures.registry import ARCHITECTURES, architecture, index
+from loratools.architectures.registry import ARCHITECTURES, architecture, namings_of
 from loratools.errors import UsageError
 
 COMPONENTS = [
@@ -110,7 +110,7 @@ def test_namings_agree_where_they_spell_alike(known, component):
 def test_index_knows_every_path(known, component):
     for naming in component.namings:
         for placement in naming.placements():
-            assert (known.id, component.name, naming.name) in index()[skeleton(placement.native)[0]]
+            assert (known.id, component.name, naming.name) in namings_of(skeleton(placement.native)[0])
 
 
 @pytest.mark.parametrize(("known", "variant"), VARIANTS)

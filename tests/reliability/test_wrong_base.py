@@ -21,7 +21,12 @@ MODELS = {
     "llm-gpt2": {f"h.{n}.{name}": (64, 64) for n in range(4) for name in GPT2},
 }
 NAMES = (*(known.id for known in ARCHITECTURES), *MODELS)
-FAMILIES = {known.id: known.family for known in ARCHITECTURES}
+# Models that one was made of, and what else was: an adapter of one looks like one of the others.
+MADE_OF = {known.id: {known.id, *known.yields_to} for known in ARCHITECTURES}
+FAMILIES = {
+    known.id: {*known.family, *(name for name, made in MADE_OF.items() if made & MADE_OF[known.id])}
+    for known in ARCHITECTURES
+}
 BLOCKS = 4  # of each stack: names and sizes tell the models apart, and a whole one would fill the disk
 NEAREST, FARTHER = 4, 2
 
