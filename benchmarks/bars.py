@@ -72,7 +72,7 @@ class Contestant:
 
 
 def run_once(contestant: Contestant) -> Sample:
-    """Run a contestant to its end, with the bytecode of the run before; RuntimeError with its last words if it fails."""
+    """Run a contestant to its end, with the bytecode of runs before; RuntimeError with its last words if it fails."""
     if contestant.output is not None:
         contestant.output.unlink(missing_ok=True)
     surroundings = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}

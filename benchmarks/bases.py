@@ -1,8 +1,7 @@
 """Base models of real size with random weights, and an adapter for each: `python benchmarks/bases.py OUT NAME [RANK]`.
 
 NAME is sd1 or sdxl. OUT gets `pipeline/` (as diffusers saves it, float16), `single.safetensors` (the same weights under
-the LDM names) and `lora32.safetensors` (as sd-scripts names it, of rank 32). Nothing is downloaded: configurations are
-written out here.
+the LDM names) and `lora32.safetensors` (as sd-scripts names it, of rank 32). Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -10,81 +9,15 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import diffusers
 import torch
-import transformers
 from safetensors.torch import load_file, save_file
 
+import loratools
 from loratools.architectures.naming import skeleton
 from loratools.pipelines.single_file import export_single_file
-from loratools.pipelines.synthetic import make_clip_tokenizer
-
-SCALING = {"sd1": 0.18215, "sdxl": 0.13025}
-CLIP_L: dict[str, Any] = {
-    "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
-    "vocab_size": 49408, "projection_dim": 768,
-}  # fmt: skip
-CLIP_G = {**CLIP_L, "hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20,
-          "projection_dim": 1280, "hidden_act": "gelu"}  # fmt: skip
-UNET_SDXL: dict[str, Any] = {
-    "block_out_channels": (320, 640, 1280),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "transformer_layers_per_block": [1, 2, 10], "attention_head_dim": [5, 10, 20], "cross_attention_dim": 2048,
-    "use_linear_projection": True, "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816, "sample_size": 128,
-}  # fmt: skip
-VAE = {
-    "block_out_channels": (128, 256, 512, 512),
-    "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "layers_per_block": 2, "latent_channels": 4,
-}  # fmt: skip
-TILE = 1 << 20
-
-
-def fill(model: torch.nn.Module, seed: int) -> torch.nn.Module:
-    """The model in float16, its weights repetitions of one block of random numbers: quick, and nothing is zero."""
-    model = model.to_empty(device="cpu").to(torch.float16)
-    generator = torch.Generator().manual_seed(seed)
-    tile = torch.randn(TILE, generator=generator)
-    with torch.no_grad():
-        for number, parameter in enumerate([*model.parameters(), *model.buffers()]):
-            if not parameter.is_floating_point():
-                parameter.copy_(torch.arange(parameter.numel()).reshape(parameter.shape))
-                continue
-            fan_in = max(1, parameter[0].numel()) if parameter.ndim > 1 else 64
-            rows = tile.roll(number).mul(fan_in**-0.5).half()
-            flat = parameter.data.view(-1)
-            for start in range(0, flat.numel(), TILE):
-                part = flat[start : start + TILE]
-                part.copy_(rows[: part.numel()])
-    return model
-
-
-def make_pipeline(name: str, folder: Path) -> None:
-    """The pipeline as diffusers saves it."""
-    tokenizer = make_clip_tokenizer()
-    with torch.device("meta"):
-        unet = diffusers.UNet2DConditionModel(
-            **(UNET_SDXL if name == "sdxl" else {"cross_attention_dim": 768, "sample_size": 64})
-        )
-        vae = diffusers.AutoencoderKL(**VAE, scaling_factor=SCALING[name])
-        clip_l = transformers.CLIPTextModel(transformers.CLIPTextConfig(**CLIP_L))
-        clip_g = transformers.CLIPTextModelWithProjection(transformers.CLIPTextConfig(**CLIP_G))
-    parts: dict[str, Any] = {"unet": fill(unet, 1), "vae": fill(vae, 2), "text_encoder": fill(clip_l, 3)}
-    parts |= {"tokenizer": tokenizer, "scheduler": diffusers.DDIMScheduler()}
-    if name == "sdxl":
-        parts |= {"text_encoder_2": fill(clip_g, 4), "tokenizer_2": tokenizer}
-        pipeline = diffusers.StableDiffusionXLPipeline(**parts)
-    else:
-        pipeline = diffusers.StableDiffusionPipeline(
-            **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
-        )
-    pipeline.save_pretrained(folder, max_shard_size="50GB")
 
 
 def canonical(component: str, key: str) -> str:
@@ -132,7 +65,7 @@ def main() -> None:
     rank = int(sys.argv[3]) if len(sys.argv) > 3 else 32
     out.mkdir(parents=True, exist_ok=True)
     if not (out / "pipeline").exists():
-        make_pipeline(name, out / "pipeline")
+        loratools.make_pipeline(name, out / "pipeline", size="full", dtype="float16")
     if not (out / "single.safetensors").exists():
         export_single_file(out / "pipeline", out / "single.safetensors", name)
     lora = out / f"lora{rank}.safetensors"

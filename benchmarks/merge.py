@@ -2,8 +2,10 @@
 
 The limit ("floor") is a copy inside the kernel of the base's bytes, an fsync, and one SHA-256 of the copy. Peers:
 diffusers' load + fuse + save and lycoris-lora's merge + diffusers' save (SD1.5 only: for SDXL they need more memory
-than most machines have). Every run is a process of its own; wall and CPU seconds and the largest resident set are
-medians over runs taken in turn (A B A B …). WORK is made by benchmarks/bases.py where it is empty.
+than most machines have). sd-scripts' merge_lora.py takes part where SD_SCRIPTS names its folder and SD_SCRIPTS_PYTHON a
+Python that has what it imports (a `:` and more folders for its path may follow the first). Every run is a process of
+its own; wall and CPU seconds and the largest resident set are medians over runs taken in turn (A B A B …). WORK is made
+by benchmarks/bases.py where it is empty.
 """
 
 from __future__ import annotations
@@ -74,12 +76,25 @@ pipeline.save_pretrained(out)
 """
 
 
+def sd_scripts(single: Path, lora: Path, out: Path) -> list[str]:
+    """sd-scripts' own merge, in float32, saved as float16."""
+    places = os.environ["SD_SCRIPTS"]
+    folder = places.partition(":")[0]
+    python = os.environ.get("SD_SCRIPTS_PYTHON", sys.executable)
+    words = {"sd_model": single, "models": lora, "ratios": 0.8, "precision": "float", "save_precision": "fp16"}
+    return [
+        *("env", f"PYTHONPATH={places}:{folder}/networks", "HF_HUB_OFFLINE=1", python),
+        f"{folder}/networks/merge_lora.py",
+        *(str(word) for name, value in {**words, "save_to": out}.items() for word in (f"--{name}", value)),
+    ]
+
+
 def measure(command: list[str]) -> dict[str, float]:
     """Wall and CPU seconds and the peak resident set (MB) of one process."""
+    surroundings = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    surroundings["PYTHONPATH"] = str(ROOT)
     before = time.monotonic()
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)}
-    )
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=surroundings)
     errors = process.stderr.read() if process.stderr else b""
     _, status, used = os.wait4(process.pid, 0)
     wall = time.monotonic() - before
@@ -141,6 +156,8 @@ def main() -> None:
             label: [sys.executable, "-c", code, str(pipe), str(lora), str(work / "fused")]
             for label, code in peers.items()
         }
+    if "SD_SCRIPTS" in os.environ and name == "sd1":
+        commands["sd-scripts merge (single file)"] = sd_scripts(single, lora, work / "sd-scripts.safetensors")
     found: dict[str, list[dict[str, float]]] = {label: [] for label in commands}
     for turn in range(rounds + 1):
         for label, command in commands.items():
@@ -162,10 +179,9 @@ def main() -> None:
         },
     }
     for label, theirs in table.items():
-        if "save (folder)" in label:
-            result[f"{label} / merge (folder)"] = {
-                key: round(value / table["merge (folder)"][key], 2) for key, value in theirs.items()
-            }
+        kind = "merge (folder)" if "save (folder)" in label else "merge (single file)"
+        if "save (folder)" in label or "sd-scripts" in label:
+            result[f"{label} / {kind}"] = {key: round(value / table[kind][key], 2) for key, value in theirs.items()}
     text = json.dumps(result, indent=2)
     print(text)
     out = ROOT / "benchmarks/results" / f"merge-{name}-r{rank}.json"
