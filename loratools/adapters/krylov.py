@@ -22,7 +22,7 @@ LEAST = 3
 EXTRA = 8
 """Directions beyond the rank that the last product takes along: they hold what is not yet told apart."""
 
-_NEAR = 3e-4  # a space grows until its error is within this of the best, relatively
+_NEAR = 5e-4  # a space grows until its error is within this of the best, relatively
 _MUCH = 1e-4  # of the energy: where more is left out, float32 does not hide how much
 _LITTLE = 1e-10  # of the energy: gains below are float32's rounding
 _CLEAN, _PASSES = 1e-6, 5  # the largest overlap of a block with those before it, and how often it is taken out
