@@ -1,6 +1,6 @@
-"""The process that unpickles: told two open descriptors, it can open nothing more, and hands back plain tensors.
+"""What a process does that unpickles: told two open descriptors, it can open nothing more, and writes plain tensors.
 
-It reads a torch archive from one descriptor, writes a safetensors file into the other, and prints one JSON line.
+It reads a torch archive from one descriptor, writes a safetensors file into the other, and answers with a JSON line.
 """
 
 from __future__ import annotations
@@ -20,32 +20,42 @@ class Refused(Exception):
     """What the file holds is not taken; the message says why."""
 
 
-def main() -> None:
-    """Runs with the arguments (input descriptor, output descriptor, size of the input in bytes)."""
-    source, target, size = (int(argument) for argument in sys.argv[1:4])
+def answer(source: int, target: int, size: int) -> str:
+    """One line of JSON: what became of the pickle of `size` bytes in the first descriptor."""
     try:
-        answer = unpickle(source, target, size)
+        done = unpickle(source, target, size)
     except Refused as error:
-        answer = {"refused": str(error)}
+        done = {"refused": str(error)}
     except MemoryError:
-        answer = {"memory": "not enough memory within the limit"}
-    sys.stdout.write(json.dumps(answer))
+        done = {"memory": "not enough memory within the limit"}
+    return json.dumps(done)
+
+
+def warm() -> None:
+    """Imports everything that loading imports, because nothing can be opened once a process is confined."""
+    import io
+
+    import torch
+
+    from loratools.tensors.header import canonical_header
+    from loratools.tensors.lazy import tensor_bytes
+
+    torch.set_num_threads(1)
+    held = io.BytesIO()
+    torch.save({"warm": torch.zeros(1)}, held)
+    held.seek(0)
+    loaded = torch.load(held, weights_only=True, map_location="cpu")["warm"]
+    canonical_header({"warm": (dtype_name(loaded, "warm"), tuple(loaded.shape))}, {})
+    tensor_bytes(loaded, "F32")
 
 
 def unpickle(source: int, target: int, size: int) -> dict[str, Any]:
-    """What was written, and what was left out: {"skipped": […], "dropped": …}."""
-    import io
-
+    """What was left out, once this process, which is warm, has confined itself: {"skipped": […]}."""
     import torch
 
     from loratools.tensors.header import canonical_header, canonical_order
     from loratools.tensors.lazy import tensor_bytes
 
-    warm = io.BytesIO()
-    torch.save({"warm": torch.zeros(1)}, warm)
-    warm.seek(0)
-    # Everything that loading imports is imported now, because nothing can be opened after this.
-    torch.load(warm, weights_only=True, map_location="cpu")
     # The position is shared with the parent, which has read in the file.
     os.lseek(source, 0, os.SEEK_SET)
     with os.fdopen(source, "rb") as file:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -17,8 +15,6 @@ from loratools.tensors.source import LocalFile
 
 OLDEST_TORCH = (2, 10)
 """Before it, weights_only could be led to write outside its memory (CVE-2026-24747)."""
-
-_RUN = "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1)); from {module} import main; main()"
 
 
 class PickleTensors(SafetensorsFile):
@@ -73,29 +69,14 @@ def _check_torch(path: str) -> None:
 
 def _run_child(source: int, target: int, original: LocalFile) -> dict[str, Any]:
     """What the confined process answers."""
-    command = [
-        sys.executable,
-        "-I",
-        "-c",
-        _RUN.format(module="loratools.tensors.pickle_child"),
-        json.dumps([entry or os.getcwd() for entry in sys.path]),  # noqa: PTH109 - sys.path holds strings
-        str(source),
-        str(target),
-        str(original.size),
-    ]
-    done = subprocess.run(  # noqa: S603 - our own interpreter and our own module
-        command,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        pass_fds=(source, target),
-        env={"OMP_NUM_THREADS": "1", "PATH": os.defpath},
-        check=False,
-    )
-    complaint = done.stderr.decode("utf-8", "replace").strip().splitlines()
-    if done.returncode:
-        last = complaint[-1][:300] if complaint else f"exit status {done.returncode}"
+    from loratools.tensors.pickle_process import UNPICKLER  # POSIX alone has what it is made of
+
+    ended = UNPICKLER.read(source, target, original.size)
+    printed = ended.printed.strip().splitlines()
+    if ended.status:
+        last = printed[-1][:300] if printed else f"exit status {ended.status}"
         raise ResourceError(f"the process that read the pickle failed: {last}", path=original.name)
-    answer = json.loads(done.stdout)
+    answer = json.loads(printed[-1]) if printed else None
     if not isinstance(answer, dict):
         raise MalformedFile("the process that read the pickle gave no answer", path=original.name)
     if "refused" in answer:
