@@ -17,7 +17,10 @@ from loratools.cli.text import human_bytes, visible
 from loratools.errors import UsageError
 
 # As in pipelines.blueprints and pipelines.synthetic, spelt out here so that --help need not import them.
-ARCHITECTURES = ("flux1", "sd1", "sd2", "sdxl")
+ARCHITECTURES = (
+    "chroma", "flux1", "flux2", "hunyuan-video", "kandinsky2.2", "kandinsky2.2-prior", "ltx-video", "pixart",
+    "qwen-image", "sana", "sd1", "sd2", "sd3", "sdxl", "wan2.1", "wan2.2", "z-image",
+)  # fmt: skip
 DTYPES = ("bfloat16", "float16", "float32")
 
 
@@ -87,6 +90,7 @@ def view(page: Page, document: Document, manner: Manner) -> None:
     inspection.view(page, document["inspection"], manner)
     page.line("")
     page.table(("verb", "made", ">size", "claim", ">measured", ">limit"), [*_links(document), *_chapters(document)])
+    page.notes("does not apply", [f"convert to {row['to']}: {row['why']}" for row in document["not_held"]])
     page.notes("claims that do not hold", [row["failure"] for row in document["chapters"] if row["failure"]])
     page.line("")
     if document["folder"]:

@@ -56,6 +56,7 @@ def _dtype(_context: click.Context, parameter: click.Parameter, value: str) -> s
 @click.option(
     "--size", callback=_size, metavar="WxH", help="Size of the pictures in pixels; otherwise the pipeline's own."
 )
+@click.option("--frames", type=click.IntRange(1), metavar="N", help="Length of a film; otherwise the pipeline's own.")
 @click.option(
     "--scheduler", metavar="NAME", help="dpmsolver++-karras, ddim, euler, euler-a, unipc, …; otherwise its own."
 )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from loratools.operations.demo_chapters import CHAPTERS, COPIES, Chapter
-from loratools.operations.demo_links import CHAIN, Link, convert_around, same_tensors
+from loratools.operations.demo_links import BACK, Link, NotHeld, convert_around, same_tensors
 from loratools.operations.demo_made import Made, Say, Size, make_demo
 from loratools.operations.inspect import Inspection, inspect
 
@@ -25,6 +25,7 @@ class Demo:
     links: tuple[Link, ...]
     identical_bytes: bool
     chapters: tuple[Chapter, ...]
+    not_held: tuple[NotHeld, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -42,6 +43,7 @@ class Demo:
             "identical_bytes": self.identical_bytes,
             "inspection": self.inspection.to_dict(),
             "links": [link.to_dict() for link in self.links],
+            "not_held": [{"to": item.to, "why": item.why} for item in self.not_held],
             "chapters": [chapter.to_dict() for chapter in self.chapters],
         }
 
@@ -60,7 +62,8 @@ def demo(
     combine it; rebuild the pipeline with it and validate it, with a report; and measure every claim.
 
     Nothing is downloaded. `keep` is a new or empty folder that stays; `architecture`, `size`, `dtype`, `device` and
-    `seed` are those of `make_pipeline`; `report` is told each step in words.
+    `seed` are those of `make_pipeline`; `report` is told each step in words. A format that cannot hold the LoRA is
+    named with the reason.
     """
     say = report or (lambda _: None)
     folder = Path(keep) if keep is not None else Path(tempfile.mkdtemp(prefix="loratools-demo-"))
@@ -83,7 +86,9 @@ def demo(
 
 def _story(made: Made, say: Say, *, kept: bool) -> Demo:
     inspection = inspect(made.lora)
-    links = tuple(convert_around(made, say))
-    same = same_tensors(made.lora, made.folder / CHAIN[-1][2])
+    tried = tuple(convert_around(made, say))
+    links = tuple(item for item in tried if isinstance(item, Link))
+    not_held = tuple(item for item in tried if isinstance(item, NotHeld))
+    same = same_tensors(made.lora, made.folder / BACK)
     chapters = tuple(tell(made, say) for tell in CHAPTERS)
-    return Demo(made.folder if kept else None, made, inspection, links, same, chapters)
+    return Demo(made.folder if kept else None, made, inspection, links, same, chapters, not_held)

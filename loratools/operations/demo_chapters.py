@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loratools.operations.combine import combine
 from loratools.operations.compare import compare
+from loratools.operations.demo_links import OUTPUTS
 from loratools.operations.demo_made import Made, Say
 from loratools.operations.extract import extract
 from loratools.operations.merge import merge
@@ -26,8 +28,10 @@ ROUNDING: Mapping[str, float] = {"float32": 1e-6, "float16": 2e-3, "bfloat16": 1
 EXTRACTED: Mapping[str, float] = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 8e-2}
 """By the dtype of the merged weights: what an extraction may miss, most of it that dtype's rounding."""
 
-PICTURE = (64, 64)
-"""Width and height in pixels of what the last chapter paints: enough to compare, and no more."""
+PICTURE = 64
+"""Height and width in pixels of what the last chapter paints with a full-size model: enough to compare, and no more."""
+VALIDATED = ("kohya", "peft")
+"""The formats that the last chapter goes through, where they hold the LoRA."""
 
 MERGED = "merged"
 EXTRACTED_FILE = "extracted.safetensors"
@@ -73,7 +77,7 @@ def merging(made: Made, say: Say) -> Chapter:
     done = merge(made.pipeline, [made.lora], merged, arch=made.architecture)
     merge(merged, [(made.lora, -1.0)], unmerged, arch=made.architecture)
     claim = f"{done.plan.changed} weights are W + Δ; minus Δ they are W again"
-    away = _distance(made.denoiser, unmerged / made.denoiser.name)
+    away = _distance(made, made.pipeline, unmerged)
     return Chapter("merge", merged.name, done.size, claim, away, ROUNDING[made.dtype])
 
 
@@ -120,7 +124,7 @@ def rebuilding(made: Made, say: Say) -> Chapter:
     done = rebuild(made.pipeline, [made.lora], out, arch=made.architecture)
     tensors = sum(done.trial.tensors.values()) if done.trial else 0
     claim = f"diffusers loads {tensors:,} tensors and runs; they are those of merge"
-    away = _distance(out / made.denoiser.name, made.folder / MERGED / made.denoiser.name)
+    away = _distance(made, out, made.folder / MERGED)
     return Chapter("rebuild", out.name, done.merge.size, claim, away, 0.0)
 
 
@@ -128,12 +132,14 @@ def validating(made: Made, say: Say) -> Chapter:
     """Paint with the LoRA brought into the pipeline in every way, and compare with its own change in every module."""
     say("validating: the same picture by every way of the LoRA into the pipeline")
     out = made.folder / REPORT
+    pixels = made.plan.pixels if made.size == "tiny" else PICTURE
     result = validate(
         made.pipeline,
         [made.lora],
-        to=["kohya", "peft"],
+        to=[form for form in VALIDATED if (made.folder / OUTPUTS[form]).exists()],
         steps=2,
-        size=PICTURE,
+        size=(pixels, pixels) if made.plan.paints else None,
+        frames=made.plan.frames,
         arch=made.architecture,
         report=out,
         work=made.folder,
@@ -142,7 +148,7 @@ def validating(made: Made, say: Say) -> Chapter:
     worst = max((route.judged.worst_latents for route in ways if route.judged), default=0.0)
     size = sum(path.stat().st_size for path in result.report)
     failure = None if result.passed else f"{result.verdict}: {'; '.join(result.reasons)}"
-    claim = f"{len(ways)} ways of the LoRA paint what its own change paints"
+    claim = f"{len(ways)} ways of the LoRA make what its own change makes"
     return Chapter("validate", f"{out.name}/index.html", size, claim, worst, LATENTS, failure)
 
 
@@ -159,25 +165,26 @@ COPIES = 4
 """How often the chapters together write the pipeline's weights."""
 
 
-def _distance(left: Path, right: Path) -> float:
-    """The largest relative difference of a tensor between two model folders, read by the safetensors library."""
+def _distance(made: Made, left: Path, right: Path) -> float:
+    """The largest relative difference of a tensor of the models that remove noise between two pipeline folders."""
+    return max(_apart(left / name, right / name) for name in made.plan.denoisers)
+
+
+def _apart(left: Path, right: Path) -> float:
+    """The same of two model folders, read by the safetensors library."""
     from safetensors import safe_open
 
-    held = {key: file for file in sorted(right.glob("*.safetensors")) for key in _keys(file)}
     worst = 0.0
-    for path in sorted(left.glob("*.safetensors")):
-        with safe_open(path, "pt") as ours:
-            for key in ours.keys():  # noqa: SIM118 — a file, not a mapping
-                with safe_open(held[key], "pt") as theirs:
-                    worst = max(worst, _relative(theirs.get_tensor(key), ours.get_tensor(key)))
+    with ExitStack() as files:
+        opened = [
+            [files.enter_context(safe_open(path, "pt")) for path in sorted(folder.glob("*.safetensors"))]
+            for folder in (left, right)
+        ]
+        held = {key: file for file in opened[1] for key in file.keys()}  # noqa: SIM118 — a file, not a mapping
+        for ours in opened[0]:
+            for key in ours.keys():  # noqa: SIM118
+                worst = max(worst, _relative(held[key].get_tensor(key), ours.get_tensor(key)))
     return worst
-
-
-def _keys(path: Path) -> list[str]:
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as file:
-        return list(file.keys())
 
 
 def _relative(found: torch.Tensor, wanted: torch.Tensor) -> float:

@@ -7,18 +7,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from loratools.errors import NotRepresentable
 from loratools.operations.compare import Comparison, compare
 from loratools.operations.conversion import Conversion
 from loratools.operations.convert import convert
 from loratools.operations.demo_made import Made, Say
 
-# (target format, source of the conversion, output)
-CHAIN: tuple[tuple[str, str, str], ...] = (
-    ("kohya", "lora.safetensors", "lora.kohya.safetensors"),
-    ("peft", "lora.kohya.safetensors", "lora.peft"),
-    ("diffusers", "lora.peft", "lora.diffusers.safetensors"),
-    ("original", "lora.diffusers.safetensors", "lora.back.safetensors"),
+# (target format, output); each is made of the output before.
+CHAIN: tuple[tuple[str, str], ...] = (
+    ("kohya", "lora.kohya.safetensors"),
+    ("peft", "lora.peft"),
+    ("diffusers", "lora.diffusers.safetensors"),
+    ("original", "lora.back.safetensors"),
 )
+OUTPUTS = dict(CHAIN)
+BACK = OUTPUTS["original"]
+"""The output that is the adapter of the beginning again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +39,26 @@ class Link:
         return {"to": self.to, "conversion": self.conversion.to_dict(), "comparison": compared}
 
 
-def convert_around(made: Made, say: Say) -> Iterator[Link]:
-    """Convert the demo's adapter along the chain."""
-    for to, given, name in CHAIN:
+@dataclass(frozen=True, slots=True)
+class NotHeld:
+    """A format of the chain that cannot hold the adapter, and why."""
+
+    to: str
+    why: str
+
+
+def convert_around(made: Made, say: Say) -> Iterator[Link | NotHeld]:
+    """Convert the demo's adapter along the chain, past formats that cannot hold it."""
+    given = made.lora.name
+    for to, name in CHAIN:
         say(f"converting {given} to {to}")
         out = made.folder / name
-        done = convert(made.folder / given, to=to, arch=made.architecture).save(out)
+        try:
+            done = convert(made.folder / given, to=to, arch=made.architecture).save(out)
+        except NotRepresentable as problem:
+            yield NotHeld(to, problem.message)
+            continue
+        given = name
         yield Link(to, done, compare(made.lora, out, arch=made.architecture))
 
 

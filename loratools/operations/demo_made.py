@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 from loratools.architectures.registry import architecture as table
 from loratools.errors import OutputExists, OutputRefused
-from loratools.pipelines.adapters import make_demo_adapter
+from loratools.pipelines.adapters import adapted, make_demo_adapter
 from loratools.pipelines.blueprints import blueprint
+from loratools.pipelines.parts import Blueprint
 from loratools.pipelines.quiet import quiet_libraries
 from loratools.pipelines.single_file import SINGLE_FILES
 from loratools.pipelines.synthetic import make_pipeline, pipeline_size
@@ -27,11 +28,11 @@ DTYPES = {"tiny": "float32", "full": "float16"}
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """The things a demo begins with, in `folder`; `single_file` is None where the architecture has none; `sizes` are
-    their names and bytes.
+    """The things a demo begins with, in `folder`; `plan` is the pipeline's blueprint; `single_file` is None where the
+    architecture has none; `sizes` are their names and bytes.
     """
 
-    architecture: str
+    plan: Blueprint
     size: Size
     dtype: str
     folder: Path
@@ -41,15 +42,16 @@ class Made:
     sizes: tuple[tuple[str, int], ...]
 
     @property
-    def denoiser(self) -> Path:
-        """The folder of the model that removes noise."""
-        return self.pipeline / blueprint(self.architecture, self.size).denoiser
+    def architecture(self) -> str:
+        """The id of the pipeline's architecture."""
+        return self.plan.architecture
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON document: what was made, and the bytes of each thing."""
         return {
             "schema": "loratools.demo-made/1",
             "architecture": self.architecture,
+            "variant": self.plan.variant,
             "size": self.size,
             "dtype": self.dtype,
             "folder": str(self.folder),
@@ -82,7 +84,8 @@ def make_demo(
     single = out / "single.safetensors" if architecture in SINGLE_FILES else None
     total = sum(weights.values())
     needed = total * (copies + (1 if single is None else 2))
-    title = table(architecture).title
+    plan = blueprint(architecture, size)
+    title = " ".join((table(plan.architecture).title, *filter(None, [plan.variant])))
     if size == "full":
         parts = ", ".join(f"{name} {_gigabytes(count)}" for name, count in weights.items())
         say(f"{title} in {kind} is {_gigabytes(total)}: {parts}")
@@ -97,10 +100,11 @@ def make_demo(
         pipeline = make_pipeline(
             architecture, out / "pipeline", size=size, seed=seed, dtype=kind, device=device, single_file=single
         )
-        say("making a LoRA for it with peft, saved by diffusers: mixed ranks and alphas, text encoder included")
+        changed = " and ".join(adapted(pipeline))
+        say(f"making a LoRA for its {changed} with peft, saved by diffusers: mixed ranks and alphas")
         lora = make_demo_adapter(pipeline, out / "lora.safetensors", seed=seed)
     sizes = tuple((path.name, _size(path)) for path in (pipeline, single, lora) if path is not None)
-    return Made(architecture, size, kind, out, pipeline, single, lora, sizes)
+    return Made(plan, size, kind, out, pipeline, single, lora, sizes)
 
 
 def _size(path: Path) -> int:

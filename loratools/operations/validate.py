@@ -38,6 +38,7 @@ def validate(
     steps: int = 8,
     guidance: float | None = None,
     size: tuple[int, int] | None = None,
+    frames: int | None = None,
     scheduler: str | None = None,
     inputs: Mapping[str, Any] | None = None,
     dtype: str = "F32",
@@ -63,8 +64,9 @@ def validate(
 
     `pipeline` is a folder, a single-file checkpoint (`config`, `tokenizer` and `prediction_type` as for rebuild),
     `owner/name` on the Hub, or `auto`. `adapters` are references or (reference, scale). `size` is (width, height) in
-    pixels, `inputs` go to the pipeline's call as they are. `dtype` is a safetensors name (F32, F16, BF16); beside a
-    narrow one a float32 pass is made where memory allows, which judges. Noise is always drawn on the CPU.
+    pixels, `frames` the length of a film, `inputs` go to the pipeline's call as they are. `dtype` is a safetensors name
+    (F32, F16, BF16); beside a narrow one a float32 pass is made where memory allows, which judges. Noise is always
+    drawn on the CPU.
 
     `skip` leaves routes out ("loaded", "converted", …), which makes the verdict inconclusive at best; with
     `require_loaded` diffusers' loader decides, too. `negative_controls` makes mistakes that must be caught. `report` is
@@ -88,7 +90,7 @@ def validate(
     require_device(device)
     base, given = located_inputs(pipeline, adapters, arch=arch, variant=variant, unsafe_pickle=unsafe_pickle)
     width, height = size or (None, None)
-    drawing = Drawing(steps, guidance, width, height, scheduler, dict(inputs or {}))
+    drawing = Drawing(steps, guidance, width, height, scheduler, frames, dict(inputs or {}))
     place = Place(device, dtype, offload)
     with _workplace(work) as temporary:
         found_inputs = open_inputs(
@@ -108,6 +110,7 @@ def validate(
             "steps": steps,
             "guidance": guidance,
             "size": list(size) if size else None,
+            "frames": frames,
             "scheduler": scheduler,
             "inputs": {name: repr(value) for name, value in drawing.inputs.items()},
             "dtype": dtype,

@@ -19,7 +19,7 @@ from loratools.errors import NotRepresentable, PathNotFound, UnrelatedModels, Un
 from loratools.formats.registry import FORMATS, ORIGINAL, format_of
 from loratools.operations.convert import convert
 from loratools.operations.extract import extract
-from loratools.operations.located import locate, locate_adapter, unweighted
+from loratools.operations.located import locate, unweighted
 from loratools.operations.lora import Lora
 from loratools.operations.merge import PendingMerge, plan_merge
 from loratools.operations.merge_matches import Weighted, opened
@@ -182,7 +182,7 @@ def located_inputs(
     if not adapters:
         raise UsageError("no adapter was given", hint="loratools validate PIPELINE LORA=0.8")
     given = [
-        opened((locate_adapter(item), by), arch, unsafe_pickle=unsafe_pickle) for item, by in map(unweighted, adapters)
+        opened((item, by), arch, unsafe_pickle=unsafe_pickle) for item, by in map(unweighted, adapters)
     ]
     base = locate(pipeline, [lora for lora, _ in given], variant=variant, pickles=unsafe_pickle).path
     if not os.path.lexists(base):

@@ -72,6 +72,7 @@ def command_line(result: Validation) -> str:
         "--steps": how["steps"],
         "--guidance": how["guidance"],
         "--size": "x".join(map(str, how["size"])) if how["size"] else None,
+        "--frames": how.get("frames"),
         "--scheduler": how["scheduler"],
         "--dtype": None if how["dtype"] == "F32" else how["dtype"],
         "--device": None if how["device"] == "cpu" else how["device"],

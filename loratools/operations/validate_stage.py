@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from loratools.operations.validate_truth import Spot, SpotError, Truth
 from loratools.operations.validation import MODULES, Modules
 from loratools.pipelines.closeness import Closeness, closeness
-from loratools.pipelines.denoiser import Call, denoiser_of, recorded, replay
+from loratools.pipelines.denoiser import Call, denoisers_of, recorded, replay
 from loratools.pipelines.fingerprints import fingerprints, names_of
 from loratools.pipelines.live import layers, module_of, weight_of
 from loratools.pipelines.own_loader import Change, change_of
@@ -37,8 +37,8 @@ class Shown:
 
 @dataclass
 class Stage:
-    """A pipeline that is loaded; `calls` are the inputs of the denoiser at every step of the first scene, recorded once
-    and given to every route.
+    """A pipeline that is loaded; `calls` are the inputs of its denoisers at every step of the first scene, recorded
+    once and given to every route.
     """
 
     pipeline: Any
@@ -50,8 +50,7 @@ class Stage:
     def record(self) -> Shown:
         """Draw every scene, and keep what the denoiser was given in the first."""
         prompt, seed = self.scenes[0]
-        _, model = denoiser_of(self.pipeline)
-        with recorded(model) as calls:
+        with recorded(denoisers_of(self.pipeline)) as calls:
             first = draw(self.pipeline, prompt, seed, self.drawing)
         self.calls = calls
         return Shown((first, *self._draw(self.scenes[1:])), self.probe())
@@ -62,7 +61,7 @@ class Stage:
 
     def probe(self) -> tuple[torch.Tensor, ...]:
         """What the denoiser makes of the recorded inputs."""
-        return tuple(replay(denoiser_of(self.pipeline)[1], self.calls))
+        return tuple(replay(denoisers_of(self.pipeline), self.calls))
 
     def parameter(self, spot: Spot) -> torch.Tensor:
         """The live parameter of a spot."""

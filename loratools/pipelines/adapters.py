@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import json
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loratools.pipelines.parts import DENOISERS
 from loratools.tensors.dtypes import DTYPES
 from loratools.tensors.safetensors_file import open_safetensors
 
@@ -25,6 +27,11 @@ DENOISER: Mapping[str, tuple[int, int]] = {
     "to_out.0": (3, 6),
     "proj_out": (4, 2),
     "net.2": (6, 6),
+    # FLUX.2 leaves the rest of a single block fused; Z-Image's and Sana's feed-forwards have names of their own.
+    "to_qkv_mlp_proj": (4, 2),
+    "attn.to_out": (3, 6),
+    "feed_forward.w2": (6, 6),
+    "ff.conv_point": (4, 4),
 }
 """Ending of a module's path → (rank, alpha); every such linear layer or convolution is adapted."""
 
@@ -37,32 +44,88 @@ TEXT_ENCODER: Mapping[str, tuple[int, int]] = {
 }
 """The same for the text encoders."""
 
+LARGE = 1 << 26
+"""Bytes of a model that are worth looking for once its adapter is made."""
+
 LARGEST_RANK = max(rank for table in (DENOISER, TEXT_ENCODER) for rank, _ in table.values())
 
 
+def adapted(pipeline_folder: Path) -> tuple[str, ...]:
+    """The components that a demo adapter changes: the denoisers, and the CLIP text encoders that diffusers saves."""
+    index = _index(pipeline_folder)
+    held = [name for name, entry in index.items() if isinstance(entry, list) and entry[0] is not None]
+    saved = _saved(index)
+    clips = [name for name in held if f"{name}_lora_layers" in saved and "CLIP" in index[name][1]]
+    return (*(name for name in DENOISERS if name in held), *clips)
+
+
 def make_demo_adapter(pipeline_folder: Path, out: Path, *, seed: int = 0, variant: str | None = None) -> Path:
-    """Write a LoRA for the denoiser and the CLIP text encoders of a pipeline to `out`, a `.safetensors` file.
+    """Write a LoRA for the denoisers and the CLIP text encoders of a pipeline to `out`, a `.safetensors` file.
 
     Ranks and alphas differ from module to module; the alphas lie in the file's `lora_adapter_metadata`; the dtype is
     the pipeline's. One component is in memory at a time. The same pipeline and seed make the same tensors and metadata.
     """
     import diffusers
+
+    index = _index(pipeline_folder)
+    factors: dict[str, dict[str, torch.Tensor]] = {}
+    configs: dict[str, dict[str, Any]] = {}
+    generator = _seeded(seed)
+    for name in adapted(pipeline_folder):
+        library, class_name = index[name]
+        model = _component(pipeline_folder / name, library, class_name, variant)
+        rows = TEXT_ENCODER if name.startswith("text_encoder") else DENOISER
+        factors[name], configs[name] = _adapt(model, rows, generator)
+        is_large = model.get_memory_footprint() > LARGE
+        del model
+        if is_large:
+            gc.collect()  # a model holds itself in cycles
+    layers: dict[str, Any] = {f"{name}_lora_layers": held for name, held in factors.items()}
+    if layers.keys() <= _saved(index):
+        layers |= {f"{name}_lora_adapter_metadata": config for name, config in configs.items()}
+        getattr(diffusers, index["_class_name"]).save_lora_weights(out.parent, weight_name=out.name, **layers)
+    else:
+        _write(out, factors, configs)
+    return out
+
+
+def _write(out: Path, factors: Mapping[str, Mapping[str, torch.Tensor]], configs: Mapping[str, Any]) -> None:
+    """Write with diffusers' own writer what the class of the pipeline has no method for."""
+    from diffusers.loaders.lora_base import LoraBaseMixin
+
+    tensors: dict[str, Any] = {}
+    for name, held in factors.items():
+        tensors |= LoraBaseMixin.pack_weights(dict(held), name)
+    LoraBaseMixin.write_lora_layers(
+        state_dict=tensors,
+        save_directory=str(out.parent),
+        is_main_process=True,
+        weight_name=out.name,
+        save_function=None,
+        safe_serialization=True,
+        lora_adapter_metadata={
+            f"{name}.{word}": value for name, config in configs.items() for word, value in config.items()
+        },
+    )
+
+
+def _index(pipeline_folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((pipeline_folder / "model_index.json").read_text())
+    return found
+
+
+def _saved(index: Mapping[str, Any]) -> set[str]:
+    """What the pipeline's own way of saving adapters takes; nothing where there is none."""
+    import diffusers
+
+    save = getattr(getattr(diffusers, index["_class_name"]), "save_lora_weights", None)
+    return set(inspect.signature(save).parameters) if save else set()
+
+
+def _seeded(seed: int) -> torch.Generator:
     import torch
 
-    index = json.loads((pipeline_folder / "model_index.json").read_text())
-    layers: dict[str, Any] = {}
-    generator = torch.Generator().manual_seed(seed)
-    for name in ("unet", "transformer", "text_encoder", "text_encoder_2"):
-        library, class_name = index.get(name) or ("", "")
-        if not library or class_name == "T5EncoderModel":  # which diffusers' loader of LoRAs leaves alone
-            continue
-        model = _component(pipeline_folder / name, library, class_name, variant)
-        factors, config = _adapt(model, TEXT_ENCODER if name.startswith("text_encoder") else DENOISER, generator)
-        layers |= {f"{name}_lora_layers": factors, f"{name}_lora_adapter_metadata": config}
-        del model
-        gc.collect()  # a model holds itself in cycles
-    getattr(diffusers, index["_class_name"]).save_lora_weights(out.parent, weight_name=out.name, **layers)
-    return out
+    return torch.Generator().manual_seed(seed)
 
 
 def _component(folder: Path, library: str, class_name: str, variant: str | None) -> Any:
@@ -83,12 +146,13 @@ def _adapt(
     from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
     from torch import nn
 
-    endings = tuple(f".{ending}" for ending in table)
     layers = sorted(name for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d)))
+    ends = {name: next((ending for ending in table if f".{name}".endswith(f".{ending}")), None) for name in layers}
+    rows = {ending: row for ending, row in table.items() if ending in ends.values()}
     config = LoraConfig(
-        target_modules=[name for name in layers if f".{name}".endswith(endings)],
-        rank_pattern={ending: rank for ending, (rank, _) in table.items()},
-        alpha_pattern={ending: alpha for ending, (_, alpha) in table.items()},
+        target_modules=[name for name in layers if ends[name]],
+        rank_pattern={ending: rank for ending, (rank, _) in rows.items()},
+        alpha_pattern={ending: alpha for ending, (_, alpha) in rows.items()},
         init_lora_weights=False,
     )
     inject_adapter_in_model(config, model)

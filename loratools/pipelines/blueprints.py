@@ -13,13 +13,13 @@ BLUEPRINTS: Mapping[Size, tuple[Blueprint, ...]] = {"tiny": TINY, "full": FULL}
 """By size; of several with one architecture the first is the one that is meant where nothing else is said."""
 
 
-def architectures() -> tuple[str, ...]:
-    """The architectures that have blueprints of every size."""
-    return tuple(sorted({entry.architecture for entry in TINY}))
+def architectures(size: Size = "tiny") -> tuple[str, ...]:
+    """The words that `blueprint` knows: architectures, with the variant behind those that have several."""
+    return tuple(sorted({entry.name for entry in BLUEPRINTS[size]}))
 
 
 def blueprint(architecture: str, size: Size = "tiny", *, pixels: int | None = None) -> Blueprint:
-    """The blueprint of an architecture (sd1, sd2, sdxl, flux1), tiny or as published ("full").
+    """The blueprint of an architecture (sd1, wan2.1, kandinsky2.2-prior, …), tiny or as published ("full").
 
     `pixels` picks among models of one architecture by the resolution that they were made for: sd2 has one of 768
     (v-prediction, the default) and one of 512. Raises UsageError where there is none.
@@ -27,11 +27,11 @@ def blueprint(architecture: str, size: Size = "tiny", *, pixels: int | None = No
     entries = BLUEPRINTS.get(size)
     if entries is None:
         raise UsageError(f"{size!r} is no size; there are tiny and full", hint=nearest(size, BLUEPRINTS))
-    found = [entry for entry in entries if entry.architecture == architecture]
+    found = [entry for entry in entries if entry.name == architecture]
     if not found:
-        known = architectures()
+        known = architectures(size)
         raise UsageError(
-            f"no pipeline is known for {architecture!r}; there are {', '.join(known)}",
+            f"no {size} pipeline is known for {architecture!r}; there are {', '.join(known)}",
             hint=nearest(architecture, known),
         )
     for entry in found:

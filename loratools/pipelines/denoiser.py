@@ -1,60 +1,64 @@
-"""The model that removes noise: what it is given at every step, and what it makes of the same inputs again."""
+"""The models that remove noise: what they are given at every step, and what they make of the same inputs again."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from loratools.errors import UnsupportedFile
+from loratools.pipelines.parts import DENOISERS
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-NAMES = ("unet", "transformer", "prior", "decoder")
-"""Components that denoise, as pipelines call them."""
-
-Call = tuple[tuple[Any, ...], dict[str, Any]]
-"""What one step gave the model: positional and named inputs, tensors on the CPU."""
+Call = tuple[str, tuple[Any, ...], dict[str, Any]]
+"""What one step gave a model: the model's name, positional and named inputs, tensors on the CPU."""
 
 
-def denoiser_of(pipeline: Any) -> tuple[str, nn.Module]:
-    """Name and model; raises UnsupportedFile for a pipeline without one."""
-    for name in NAMES:
-        model = getattr(pipeline, name, None)
-        if model is not None:
-            return name, model
-    raise UnsupportedFile(f"a {type(pipeline).__name__} has no model that denoises", hint=f"one of {', '.join(NAMES)}")
+def denoisers_of(pipeline: Any) -> Mapping[str, nn.Module]:
+    """The models by name, of which two may share the steps; raises UnsupportedFile for a pipeline without any."""
+    models = {name: getattr(pipeline, name, None) for name in DENOISERS}
+    found = {name: model for name, model in models.items() if model is not None}
+    if not found:
+        names = ", ".join(DENOISERS)
+        raise UnsupportedFile(f"a {type(pipeline).__name__} has no model that denoises", hint=f"one of {names}")
+    return found
 
 
 @contextmanager
-def recorded(model: nn.Module) -> Iterator[list[Call]]:
-    """The inputs of every call of a model within the block, as copies on the CPU."""
+def recorded(models: Mapping[str, nn.Module]) -> Iterator[list[Call]]:
+    """The inputs of every call of the models within the block, in order, as copies on the CPU."""
     calls: list[Call] = []
+    with ExitStack() as handles:
+        for name, model in models.items():
 
-    def keep(_model: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
-        calls.append((_each(given, _copied), _each(named, _copied)))
+            def keep(_model: Any, given: tuple[Any, ...], named: dict[str, Any], name: str = name) -> None:
+                calls.append((name, _each(given, _copied), _each(named, _copied)))
 
-    handle = model.register_forward_pre_hook(keep, with_kwargs=True)
-    try:
+            handles.callback(model.register_forward_pre_hook(keep, with_kwargs=True).remove)
         yield calls
-    finally:
-        handle.remove()
 
 
-def replay(model: nn.Module, calls: Sequence[Call]) -> list[torch.Tensor]:
-    """What the model makes of recorded inputs, one tensor a call, float32 on the CPU."""
+def replay(models: Mapping[str, nn.Module], calls: Sequence[Call]) -> list[torch.Tensor]:
+    """What the models make of recorded inputs, one tensor a call, float32 on the CPU."""
     import torch
 
-    device = next(model.parameters()).device
     found: list[torch.Tensor] = []
     with torch.no_grad():
-        for given, named in calls:
-            made = model(*_each(given, lambda item: item.to(device)), **_each(named, lambda item: item.to(device)))
-            first = made[0] if isinstance(made, tuple) else made.sample
-            found.append(first.detach().to("cpu", torch.float32))
+        for name, given, named in calls:
+            device = next(models[name].parameters()).device
+            there: Callable[[torch.Tensor], torch.Tensor] = partial(_moved, device=device)
+            first = models[name](*_each(given, there), **_each(named, there))[0]
+            whole = torch.stack(list(first)) if isinstance(first, list | tuple) else first  # some make a list of them
+            found.append(whole.detach().to("cpu", torch.float32))
     return found
+
+
+def _moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    return tensor.to(device)
 
 
 def _copied(tensor: torch.Tensor) -> torch.Tensor:

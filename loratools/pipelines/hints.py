@@ -46,7 +46,7 @@ def built_in_settings(file: Checkpoint, table: Architecture, prediction: str | N
     """
     if prediction is not None and prediction not in PREDICTIONS:
         raise UsageError(f"unknown prediction type {prediction!r}", hint=nearest(prediction, PREDICTIONS))
-    if table.id not in architectures():
+    if table.id not in architectures("full"):
         raise UnsupportedFile(
             f"the configuration of {table.id} is not built in",
             path=file.name,

@@ -17,14 +17,14 @@ SPREAD_BIAS = 0.05
 
 
 def make_skeleton(part: Part) -> Any:
-    """The scheduler that `part` describes, or its model in evaluation mode: parameters on the meta device, buffers
-    real.
-    """
+    """What `part` describes; a model in evaluation mode, with parameters on the meta device and real buffers."""
     import diffusers
     import torch
     import transformers
 
     cls = getattr(diffusers if part.library == "diffusers" else transformers, part.class_name)
+    if not part.is_model and part.library == "transformers":
+        return cls(**part.config)
     if not part.is_model:
         return cls.from_config(dict(part.config))  # keeps words of other classes, for whoever changes the scheduler
     with torch.random.fork_rng(devices=[]), _parameters_on_meta():
@@ -64,9 +64,9 @@ def _spread(values: torch.Tensor, module: nn.Module, name: str) -> torch.Tensor:
 
     if name == "bias":
         return values.mul_(SPREAD_BIAS)
-    if isinstance(module, (nn.Linear, nn.Conv2d)):
+    if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
         return values.div_(values[0].numel() ** 0.5)
-    if values.ndim == 1:
+    if values.ndim == 1 or (name == "gamma" and values.numel() == len(values)):  # norms of films have ones behind
         return values.mul_(SPREAD_BIAS).add_(1)
     return values.mul_(0.5)
 

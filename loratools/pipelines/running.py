@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loratools.errors import ResourceError, UnsupportedFile, UsageError
+from loratools.pipelines.calls import SIGNED, Parameters, asked, guided, parameters_of, sized
 from loratools.pipelines.schedulers import set_scheduler
 
 if TYPE_CHECKING:
@@ -30,13 +30,16 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """How a picture is drawn; None leaves a choice to the pipeline. `inputs` go to its call as they are."""
+    """How a picture, or a film of some `frames`, is drawn; None leaves a choice to the pipeline. `inputs` go to its
+    call as they are.
+    """
 
     steps: int = 8
     guidance: float | None = None
     width: int | None = None
     height: int | None = None
     scheduler: str | None = None
+    frames: int | None = None
     inputs: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -121,10 +124,8 @@ def draw(pipeline: Any, prompt: str, seed: int, how: Drawing) -> Drawn:
     """
     import torch
 
-    known = inspect.signature(pipeline.__call__).parameters
-    arguments = {"prompt": prompt, **_wanted(pipeline, known, how), **how.inputs}
-    if "prompt" not in known:
-        raise UnsupportedFile(f"a {type(pipeline).__name__} takes no prompt", hint="give a text-to-image pipeline")
+    known = parameters_of(pipeline)
+    arguments = {**asked(pipeline, prompt), **_wanted(pipeline, known, how), **how.inputs}
     unknown = [name for name in how.inputs if name not in known]
     if unknown:
         raise UsageError(f"a {type(pipeline).__name__} takes no {unknown[0]!r}")
@@ -134,35 +135,36 @@ def draw(pipeline: Any, prompt: str, seed: int, how: Drawing) -> Drawn:
         last[:] = [given["latents"]]
         return given
 
-    has_callback = "callback_on_step_end" in known
-    if has_callback:
-        arguments["callback_on_step_end"] = keep
+    def keep_latents(_step: int, _time: Any, latents: torch.Tensor) -> None:
+        last[:] = [latents]
+
+    # The older of the two is called where there is no other.
+    callbacks = {"callback_on_step_end": keep, "callback": keep_latents}
+    callback = next((name for name in callbacks if name in known), None)
+    if callback is not None:
+        arguments[callback] = callbacks[callback]
     generator = torch.Generator("cpu").manual_seed(seed)
-    result = pipeline(**arguments, output_type="pt" if has_callback else "latent", generator=generator)
+    result = pipeline(**arguments, output_type="pt" if callback else "latent", generator=generator)
     made = next((result[name] for name in ("images", "frames") if name in result), None)
-    if not has_callback or not last:
+    if callback is None or not last:
         latents = made if isinstance(made, torch.Tensor) else next(iter(result.values()))
         return Drawn(_plain(latents), None)
-    return Drawn(_plain(last[0]), None if made is None else _picture(made))
+    return Drawn(_plain(last[0]), _picture(made, signed=type(pipeline).__name__ in SIGNED))
 
 
-def _wanted(pipeline: Any, known: Mapping[str, Any], how: Drawing) -> dict[str, Any]:
+def _wanted(pipeline: Any, known: Parameters, how: Drawing) -> dict[str, Any]:
     """The arguments that the drawing states, under the names that pipelines give them."""
-    stated = {
-        "num_inference_steps": how.steps,
-        "guidance_scale": how.guidance,
-        "width": how.width,
-        "height": how.height,
-    }
-    found = {name: value for name, value in stated.items() if value is not None}
+    counts = {"num_inference_steps": how.steps, "num_frames": how.frames}
+    found = {name: value for name, value in counts.items() if value is not None}
+    found |= guided(known, how.guidance) | sized(known, how.width, how.height)
     for name in found:
         if name not in known:
             raise UsageError(f"a {type(pipeline).__name__} takes no {name}", hint="leave the option away")
     return found
 
 
-def _picture(made: Any) -> torch.Tensor | None:
-    """The first picture (of a film the one in the middle) as float32 [3, height, width]."""
+def _picture(made: Any, *, signed: bool) -> torch.Tensor | None:
+    """The first picture (of a film the one in the middle) as float32 [3, height, width]; `signed` from [-1, 1]."""
     import torch
 
     if not isinstance(made, torch.Tensor):
@@ -170,7 +172,8 @@ def _picture(made: Any) -> torch.Tensor | None:
     first = made[0]
     if first.ndim == 4:  # frames
         first = first[len(first) // 2]
-    return first.detach().float().cpu().clamp(0, 1)
+    plain = first.detach().float().cpu()
+    return (plain / 2 + 0.5 if signed else plain).clamp(0, 1)
 
 
 def _plain(tensor: Any) -> torch.Tensor:

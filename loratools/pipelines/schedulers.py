@@ -54,6 +54,10 @@ SAMPLERS = (
 """Every sampler by name; the rest of its configuration is that of the pipeline's own scheduler."""
 
 
+_OF_ITS_OWN = ("UnCLIPScheduler",)
+"""Schedulers of models that predict what is wanted itself, not its noise."""
+
+
 def sampler(name: str) -> Sampler:
     """The sampler of that name; raises UsageError with the nearest one."""
     known = {row.name: row for row in SAMPLERS}
@@ -71,6 +75,8 @@ def set_scheduler(pipeline: Any, name: str) -> None:
     current = getattr(pipeline, "scheduler", None)
     if current is None:
         raise UsageError(f"a {type(pipeline).__name__} has no scheduler", hint="leave --scheduler away")
+    if type(current).__name__ in _OF_ITS_OWN:
+        raise UsageError(f"no sampler replaces a {type(current).__name__}", hint="leave --scheduler away")
     flows = "Flow" in type(current).__name__ or bool(current.config.get("use_flow_sigmas"))
     if flows != row.flow:
         suitable = ", ".join(item.name for item in SAMPLERS if item.flow == flows)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from loratools.adapters.factors import transposed
 from loratools.architectures.architecture import Architecture, Component
-from loratools.architectures.naming import Naming, Placement, skeleton
+from loratools.architectures.naming import Naming, Placement
 from loratools.architectures.registry import architecture
 from loratools.architectures.vae import VAE_ATTENTION, VAE_ORIGINAL
 from loratools.bases.checkpoint import Checkpoint, open_checkpoint
@@ -86,15 +86,22 @@ def _component(
             raise UnsupportedFile(f"no table knows {key!r} of {known.name}", path=source.name, key=key)
     for placement in _single(known).placements():
         prefix = known.checkpoint[0]
+        weight = held.get((placement.paths[0], False))
+        laid = placement.settled(weight.shape) if weight else placement
         for is_bias, native_key in ((False, placement.weight_key), (True, placement.bias_key)):
             found = [held[path, is_bias] for path in placement.paths if (path, is_bias) in held]
             if native_key is not None and len(found) == len(placement.paths):
-                yield prefix + native_key, _laid_out(found, placement, is_bias=is_bias)
+                if laid is None:
+                    raise UnsupportedFile(
+                        f"the size of {placement.native} does not tell how its rows lie", path=source.name
+                    )
+                yield prefix + native_key, _laid_out(found, laid, is_bias=is_bias)
 
 
 def _single(known: Component) -> Naming:
-    """The naming that single files use: LDM's, open_clip's, or transformers' own with its `text_model.`."""
-    return known.naming("ldm") or known.naming("open_clip") or known.namings[0]
+    """The naming that single files use: LDM's, open_clip's, the model's own, or transformers' with `text_model.`."""
+    names = ("ldm", "open_clip", "original")
+    return next((found for name in names if (found := known.naming(name)) is not None), known.namings[0])
 
 
 def _laid_out(parts: list[LazyTensor], placement: Placement, *, is_bias: bool) -> LazyTensor:
@@ -111,6 +118,6 @@ def _vae(source: TensorSource, take: TensorOf) -> Iterator[tuple[str, LazyTensor
         if placement is None:
             raise UnsupportedFile(f"no table knows {key!r} of the VAE", path=source.name, key=key)
         tensor = take(source, key)
-        if leaf == "weight" and skeleton(placement.native)[0][-1] in VAE_ATTENTION and len(tensor.shape) == 2:
+        if leaf == "weight" and placement.native.rpartition(".")[2] in VAE_ATTENTION and len(tensor.shape) == 2:
             tensor = tensor.reshape(*tensor.shape, 1, 1)
         yield f"{VAE_PREFIX}{placement.native}.{leaf}", tensor

@@ -21,6 +21,8 @@ from loratools.tensors.output import check_free_space, disk_errors, guard_folder
 
 BYTES: Mapping[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
 """The dtypes that weights can have, and the bytes of one value."""
+LARGE = 1 << 26
+"""Bytes of a model that are worth looking for once it is written."""
 
 
 def make_pipeline(
@@ -34,13 +36,14 @@ def make_pipeline(
     variant: str | None = None,
     single_file: str | os.PathLike[str] | None = None,
 ) -> Path:
-    """Write a pipeline of `architecture` (sd1, sd2, sdxl, flux1) with random weights to `folder`; return the folder.
+    """Write a pipeline of `architecture` (sd1, wan2.1, …: `demo --help` lists them) with random weights to `folder`;
+    return the folder.
 
-    `size` is "tiny" (the real block layout with narrow layers, for 64 × 64 pixels) or "full" (the published
-    configuration). `DiffusionPipeline.from_pretrained(folder)` loads it without a network; `variant` is the word in
-    the names of the weight files ("fp16"). `single_file` names a checkpoint to write beside it, under the names that
-    web UIs load. One component is in memory at a time, in `dtype`. The same seed makes the same bytes on the same
-    device, and a narrow dtype holds the float32 values rounded once.
+    `size` is "tiny" (the real block layout with narrow layers, mostly for 64 × 64 pixels) or "full" (the published
+    configuration: sd1, sd2, sdxl, flux1). `DiffusionPipeline.from_pretrained(folder)` loads it without a network;
+    `variant` is the word in the names of the weight files ("fp16"). `single_file` names a checkpoint to write beside
+    it, under the names that web UIs load. One component is in memory at a time, in `dtype`. The same seed makes the
+    same bytes on the same device, and a narrow dtype holds the float32 values rounded once.
 
     Raises UsageError for words that are not known, UnsupportedFile for a single file of an architecture that has
     none, OutputExists and OutputRefused for places that are taken, and ResourceError where the disk is full or the
@@ -107,5 +110,7 @@ def _write(plan: Blueprint, parts: dict[str, Any], folder: Path, *, seed: int, v
             made.save_pretrained(folder / part.name, variant=variant)
         else:
             made.save_pretrained(folder / part.name)
+        is_large = part.is_model and _nbytes(made, how["dtype"]) > LARGE
         del made
-        gc.collect()  # a model holds itself in cycles
+        if is_large:
+            gc.collect()  # a model holds itself in cycles

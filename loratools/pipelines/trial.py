@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from loratools.bases.pipeline_index import OPTIONAL, PIPELINE, is_component
 from loratools.bases.variants import files_of, variants_of
 from loratools.errors import InternalError, NonFinite, UnsupportedFile
 from loratools.formats.opening import read_config
+from loratools.pipelines.calls import NEEDS_NO_PICTURE, asked, latent_pixels, parameters_of, sized
 from loratools.pipelines.quiet import quiet_libraries
 from loratools.pipelines.unexported import exported
 from loratools.pipelines.unpack import unpack
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 PROMPT = "a photograph of an astronaut riding a horse"
 LATENTS = 8
 """Height and width of the latents of the trial step."""
-FEWEST = {"UnCLIPScheduler": 2}
-"""The fewest steps of schedulers that cannot make one: this one divides by their number less one."""
+DIVIDES = ("UnCLIPScheduler",)
+"""Schedulers that divide by the number of steps less one, as all do that stretch what they end with."""
 _ROOT = "text_model."
 
 
@@ -184,7 +184,7 @@ def _compare(model: nn.Module, component: str, name: object, held: Mapping[str, 
     """The number of tensors of a loaded model, each of which is one of the files'; raises InternalError otherwise."""
     import torch
 
-    state = dict(model.state_dict())
+    state = _state(model, held)
     seen = 0
     for key, tensor in held.items():
         live = next((spelt for spelt in _spellings(key) if spelt in state), None)
@@ -204,6 +204,17 @@ def _compare(model: nn.Module, component: str, name: object, held: Mapping[str, 
     return seen
 
 
+def _state(model: nn.Module, held: Mapping[str, LazyTensor]) -> dict[str, torch.Tensor]:
+    """The tensors of a loaded model under the names of its files: transformers renames those of some as it loads."""
+    state = dict(model.state_dict())
+    if not getattr(model, "_weight_conversions", None):
+        return state
+    from transformers.core_model_loading import revert_weight_conversion
+
+    saved: dict[str, torch.Tensor] = revert_weight_conversion(model, dict(state))
+    return max(state, saved, key=lambda names: len(names.keys() & held.keys()))
+
+
 def _spellings(key: str) -> tuple[str, ...]:
     """A key as stored, without `text_model.`, and with it: transformers' versions differ."""
     return key, key.removeprefix(_ROOT), f"{_ROOT}{key}"
@@ -213,9 +224,11 @@ def run_step(pipeline: Any, folder: Path) -> tuple[tuple[int, int] | None, str |
     """Run one step; the size of the picture, or why none was made. Raises UnsupportedFile, NonFinite."""
     import torch
 
-    known = inspect.signature(pipeline.__call__).parameters
-    if "prompt" not in known:
-        return None, f"a {type(pipeline).__name__} takes no prompt"
+    known = parameters_of(pipeline)
+    try:
+        prompt = asked(pipeline, PROMPT)
+    except UnsupportedFile as problem:
+        return None, problem.message
     models = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
     dtypes = {next(iter(model.parameters())).dtype for model in models}
     if len(dtypes) > 1:
@@ -223,16 +236,17 @@ def run_step(pipeline: Any, folder: Path) -> tuple[tuple[int, int] | None, str |
     for model in models:
         compute_wide(model)
     pipeline.set_progress_bar_config(disable=True)
-    size = LATENTS * int(getattr(pipeline, "vae_scale_factor", 8))
+    size = LATENTS * latent_pixels(pipeline)
     arguments: dict[str, Any] = {
-        "prompt": PROMPT,
-        "num_inference_steps": FEWEST.get(type(getattr(pipeline, "scheduler", None)).__name__, 1),
-        "height": size,
-        "width": size,
+        **prompt,
+        **sized(known, size, size),
+        "num_frames": 1,
+        "num_inference_steps": _fewest(getattr(pipeline, "scheduler", None)),
         "output_type": "pt",
         "generator": torch.Generator("cpu").manual_seed(0),
     }
-    arguments |= _pictures(known, size)
+    if type(pipeline).__name__ not in NEEDS_NO_PICTURE:
+        arguments |= _pictures(known, size)
     given = {name: value for name, value in arguments.items() if name in known}
     with _refused("diffusers does not run the pipeline", folder):
         result = pipeline(**given)
@@ -240,6 +254,12 @@ def run_step(pipeline: Any, folder: Path) -> tuple[tuple[int, int] | None, str |
     if isinstance(made, torch.Tensor) and not made.isfinite().all():
         raise NonFinite("the trial step gives values that are no numbers", path=folder, hint="--no-check goes on")
     return (size, size), None
+
+
+def _fewest(scheduler: Any) -> int:
+    """The fewest steps that a scheduler can make."""
+    config = getattr(scheduler, "config", {})
+    return 2 if type(scheduler).__name__ in DIVIDES or config.get("shift_terminal") else 1
 
 
 def _pictures(known: Mapping[str, Any], size: int) -> dict[str, Any]:

@@ -66,6 +66,16 @@ def test_a_single_file_gives_back_every_byte_of_its_pipeline(name, pipeline, sin
     assert done.plan.left_out == ()
 
 
+@pytest.mark.skipif(not CORPUS, reason="LORATOOLS_CORPUS names no folder of key inventories")
+@pytest.mark.parametrize(
+    ("name", "real"), [("sd1", "sd15_ldm_pruned_real"), ("sd2", "sd21_ldm_real"), ("sdxl", "sdxl_sgm_real")]
+)
+def test_names_and_dimensions_are_those_of_the_files_in_circulation(name, real, single):
+    known = document(f"base_{real}.json.gz")["tensors"]
+    for key, tensor in load_file(single(name)).items():
+        assert tensor.ndim == len(known[key]["shape"]), key
+
+
 def test_a_merge_into_a_single_file_is_the_merge_into_its_pipeline(pipeline, single, third_party, tmp_path):
     given = [(third_party("kohya", "sd2").path, 0.5), third_party("peft", "sd2").path]
     lt.rebuild(pipeline("sd2"), given, tmp_path / "a", arch="sd2", check=False)

@@ -16,7 +16,7 @@ from loratools.operations.validate_truth import Spot, Truth
 from loratools.operations.validation import MODULES
 from loratools.pipelines.beside import beside
 from loratools.pipelines.closeness import closeness, relative_error
-from loratools.pipelines.denoiser import denoiser_of, recorded, replay
+from loratools.pipelines.denoiser import denoisers_of, recorded, replay
 from loratools.pipelines.fingerprints import fingerprints
 from loratools.pipelines.live import module_of
 from loratools.pipelines.own_loader import Refused, change_of, load_adapters
@@ -90,19 +90,19 @@ def test_what_a_pipeline_or_a_machine_does_not_know_is_refused(pipeline, tmp_pat
         with pytest.raises(ResourceError):
             require_device("cuda")
     with pytest.raises(UnsupportedFile):
-        denoiser_of(SimpleNamespace())
+        denoisers_of(SimpleNamespace())
 
 
 def test_the_denoiser_makes_of_recorded_inputs_what_it_made_the_first_time(pipeline):
     made = load_pipeline(pipeline("sdxl"), Place())
-    name, model = denoiser_of(made)
+    models = denoisers_of(made)
     outputs = []
-    handle = model.register_forward_hook(lambda _module, _given, output: outputs.append(output[0].clone()))
-    with recorded(model) as calls:
+    handle = made.unet.register_forward_hook(lambda _module, _given, output: outputs.append(output[0].clone()))
+    with recorded(models) as calls:
         draw(made, PROMPT, 0, Drawing(steps=3))
     handle.remove()
-    again = replay(model, calls)
-    assert name == "unet"
+    again = replay(models, calls)
+    assert [name for name, _, _ in calls] == list(models) * 3 == ["unet"] * 3
     assert len(calls) == len(again) == 3
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(again, outputs, strict=True))
 

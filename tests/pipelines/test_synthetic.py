@@ -13,16 +13,16 @@ from loratools.errors import OutputExists, UnsupportedFile, UsageError
 from loratools.pipelines import synthetic
 from loratools.pipelines.adapters import make_demo_adapter
 from loratools.pipelines.blueprints import architectures, blueprint
-from loratools.pipelines.blueprints_tiny import PIXELS
 from loratools.pipelines.parts import Tokenizer
 from loratools.pipelines.random_models import make_skeleton
 from loratools.pipelines.synthetic import make_pipeline
+from loratools.pipelines.tiny.autoencoders import PIXELS
 from loratools.pipelines.tokenizers import make_tokenizer
 from tests.judges.load import deltas_after_diffusers_load
 from tests.judges.read import deltas_as_read
 from tests.judges.truth import compare
 
-ARCHITECTURES = architectures()
+ARCHITECTURES = architectures("full")
 
 
 def weight_files(folder):

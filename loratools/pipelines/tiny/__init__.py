@@ -1,0 +1,1 @@
+"""One blueprint a pipeline: the block layout and module names of the real model, with narrow layers."""
