@@ -31,19 +31,32 @@ class Reason(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """One adapter: `loads` with the right delta, or not, or None where that is not known."""
+    """One adapter: `loads` with the right delta, or not, or None where that is not known.
+
+    `whole` is that of a loader which raises an exception: one such adapter, and none of its file is loaded.
+    """
 
     loads: bool | None
     reason: Reason | None = None
+    whole: bool = False
 
 
 LOADS = Verdict(True)
-NOT_KNOWN = Verdict(None, Reason("whether it reads this spelling is not known", "unknown"))
 
 
 def fails(text: str, evidence: Evidence) -> Verdict:
     """The verdict of an adapter that is left out, refused, or loaded with another delta."""
     return Verdict(False, Reason(text, evidence))
+
+
+def refuses(text: str, evidence: Evidence = "run") -> Verdict:
+    """The verdict of an adapter for whose sake the loader refuses the file."""
+    return Verdict(False, Reason(f"refuses the file: {text}", evidence), whole=True)
+
+
+def unknown(text: str) -> Verdict:
+    """The verdict where nobody has looked, with what would have to be looked at."""
+    return Verdict(None, Reason(text, "unknown"))
 
 
 class Sort(NamedTuple):
@@ -87,6 +100,11 @@ class Layer(NamedTuple):
     def path(self) -> str:
         """The first canonical path that it changes."""
         return self.adapter.target.paths[0]
+
+    @property
+    def flat_path(self) -> str:
+        """The same as trainers write it into flat keys."""
+        return self.path.replace(".", "_")
 
     @property
     def keys(self) -> Mapping[str, str]:

@@ -1,11 +1,15 @@
-"""What peft, vLLM, ComfyUI, A1111 and kohya's own tools make of a file."""
+"""What peft, vLLM, A1111 and kohya's own tools make of a file."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
 
-from loratools.formats.loading import LOADS, NOT_KNOWN, Layer, Subject, Verdict, fails
+from loratools.architectures.architecture import Architecture
+from loratools.architectures.registry import architecture
+from loratools.formats.loading import LOADS, Layer, Subject, Verdict, fails, unknown
+from loratools.formats.loads_comfyui import OF_HCP
+from loratools.formats.loads_loaders import IN_GROUPS
 from loratools.formats.loads_rows import Row, by_rows
 
 STABLE_DIFFUSION = ("sd1", "sd2", "sdxl")
@@ -15,12 +19,12 @@ _ALPHA = ("alpha elsewhere",)
 NO_CONFIG = fails("no adapter_config.json beside it: PEFT opens folders", "run")
 TEXT_LEVEL = fails("refused: text_model. is no level of the installed CLIP", "run")
 NO_TEXT_LEVEL = fails("refused: the installed CLIP has a text_model. level", "read")
-OF_HCP = fails("left out: names of HCP-Diffusion, which no other program reads", "read")
 DORA_SCALE = fails("wrong: PEFT does not read dora_scale", "read")
 
 PEFT_ROWS: tuple[Row, ...] = (
     Row(NO_CONFIG, folder=False),
     Row(OF_HCP, families=("hcp",)),
+    Row(IN_GROUPS, ("sana", "sana-video"), match=r"\.conv_depth$"),
     Row(
         fails("random: the keys name an adapter other than `default`, and are not found", "run"),
         marks=("named otherwise",),
@@ -28,66 +32,48 @@ PEFT_ROWS: tuple[Row, ...] = (
     Row(fails("no base_model.model. before the names: left out", "read"), styles=("bare", "kohya", "comfy", "lycoris")),
     Row(fails("an alpha tensor is not read: the configuration's alpha is", "read"), marks=("alpha",)),
     Row(DORA_SCALE, marks=(".dora_scale",)),
+    Row(fails("left out: it knows factors by the names lora_A and lora_B", "read"), families=("mlx", "gguf")),
     Row(LOADS, kinds=("lora",), families=("peft",), unless=("mid",)),
 )
 
-COMFYUI_ROWS: tuple[Row, ...] = (
-    Row(OF_HCP, families=("hcp",)),
-    Row(fails("scaled wrongly: alpha is read from alpha tensors alone", "read"), marks=_ALPHA),
-    Row(fails("left out: none of its kinds of patches", "read"), kinds=("ia3",)),
-    Row(fails("may turn differently: the constraint is taken as it is stored", "read"), marks=("constraint",)),
-    Row(fails("left out: it does not map text_projection", "reported"), styles=("kohya",), paths=("text_projection",)),
-    Row(LOADS, STABLE_DIFFUSION, styles=("kohya",)),
-    Row(
-        fails("left out: the UNet's names in diffusers' spelling are not read", "reported"),
-        STABLE_DIFFUSION,
-        styles=("component",),
-        components=("unet",),
-        families=("peft",),
-    ),
-    Row(
-        fails("left out: the T5 of a file in diffusers' spelling is not read", "reported"),
-        ("flux1",),
-        styles=("component",),
-        components=("text_encoder_2",),
-    ),
-    Row(LOADS, ("flux1",), styles=("component", "kohya", "comfy"), unless=("mid",)),
-    Row(fails("left out: original names need diffusion_model. before them", "reported"), ("flux1",), styles=("bare",)),
-    Row(LOADS, ("flux2",), styles=("kohya", "comfy")),
-    Row(fails("left out: original names need diffusion_model. before them", "reported"), ("flux2",), styles=("bare",)),
-    Row(
-        fails("left out: the transformer's names in diffusers' spelling are not read", "reported"),
-        ("hunyuan-video", "lumina2"),
-        styles=("component",),
-    ),
-    Row(fails("the attention alone is read", "reported"), ("hunyuan-video",), styles=("kohya",)),
-    Row(LOADS, ("pixart",), components=("transformer",)),
-    Row(LOADS, styles=("comfy",), native=True),
-)
+OTHER_FOR_PEFT = unknown("PEFT has a tuner of this kind; what it makes of the file was not looked into")
 
+A1111_MODELS = (*STABLE_DIFFUSION, "sdxl-refiner")
+NOT_IN_A1111 = fails("A1111 has no such model; Forge, where it has it, reads the names that ComfyUI does", "read")
 A1111_ROWS: tuple[Row, ...] = (
     Row(OF_HCP, families=("hcp",)),
-    Row(LOADS, STABLE_DIFFUSION, styles=("kohya",), kinds=("lora",), unless=(".dora_scale", "mid", "alpha elsewhere")),
+    Row(LOADS, styles=("kohya",), kinds=("lora",), unless=(".dora_scale", "mid", "alpha elsewhere")),
+    Row(unknown("A1111 has a reader of this kind, which nobody has looked into"), styles=("kohya",)),
 )
+OTHER_FOR_A1111 = unknown("whether A1111 reads names other than lora_unet_…, lora_te_… was not looked into")
 
+# Which trainer of kohya's has an architecture, the naming that its adapters are written and read under, its kinds.
+SD_SCRIPTS = ("chroma", "flux1", "sd3", "lumina2", "hunyuan-image", "anima")
+MUSUBI = (
+    "flux1", "flux2", "framepack", "hunyuan-video", "hunyuan-video-1.5", "ideogram4", "kandinsky5", "krea2",
+    "qwen-image", "wan2.1", "wan2.2", "z-image",
+)  # fmt: skip
+MUSUBI_KINDS = ("lora", "loha", "lokr")
+NOT_KOHYAS = fails("no trainer of kohya's has such a model", "read")
+LATER = {"minimax-h3": "a later musubi-tuner has the model, which was not read"}
 KOHYA_ROWS: tuple[Row, ...] = (
     Row(OF_HCP, families=("hcp",)),
     Row(fails("its layers are named lora_unet_…, lora_te_…: other names are left out", "read"),
-        styles=("component", "comfy", "peft", "bare")),
+        styles=("component", "comfy", "comfy-text", "peft", "bare", "lycoris")),
     Row(fails("LyCORIS does not merge (IA)³ from a file", "read"), kinds=("ia3",)),
     Row(fails("LyCORIS takes every dora_scale for the output's", "read"), marks=(".dora_scale", "input_magnitude")),
+    Row(fails("scaled wrongly: alpha is read from alpha tensors alone", "read"), marks=_ALPHA),
     Row(LOADS, STABLE_DIFFUSION, styles=("kohya",), kinds=_LYCORIS),
-    Row(LOADS, ("sdxl",), styles=("kohya",), components=("unet",), native=True, unless=_ALPHA),
-    Row(NOT_KNOWN, ("sdxl",), styles=("kohya",), components=("unet",)),
-    Row(LOADS, STABLE_DIFFUSION, styles=("kohya",), unless=_ALPHA),
-    Row(LOADS, ("flux1", "sd3", "lumina2", "hunyuan-image", "anima"), styles=("kohya",), native=True, unless=_ALPHA),
-    Row(LOADS, ("flux1", "sd3", "lumina2", "anima"), styles=("kohya",), words=("te", "te1", "te2", "te3"),
-        unless=_ALPHA),
-    Row(LOADS, ("wan2.1", "wan2.2", "hunyuan-video", "krea2"), styles=("kohya",), words=("unet",), native=True,
-        kinds=("lora", "loha", "lokr"), unless=_ALPHA),
-    Row(LOADS, ("qwen-image", "z-image", "framepack"), styles=("kohya",), words=("unet",), native=False,
-        kinds=("lora", "loha", "lokr"), unless=_ALPHA),
+    Row(LOADS, ("sdxl",), styles=("kohya",), components=("unet",), native=True),
+    Row(unknown("LyCORIS merges SDXL under diffusers' names; sd-scripts was not looked into"), ("sdxl",),
+        styles=("kohya",), components=("unet",)),
+    Row(LOADS, STABLE_DIFFUSION, styles=("kohya",)),
+    Row(LOADS, (*SD_SCRIPTS, *MUSUBI), styles=("kohya",), words=("te", "te1", "te2", "te3")),
+    Row(LOADS, MUSUBI, kinds=MUSUBI_KINDS),
+    Row(LOADS, SD_SCRIPTS, kinds=("lora",)),
 )  # fmt: skip
+OTHER_NAMES_OF_KOHYA = fails("left out: not the name that the trainer's own model has for the layer", "read")
+OTHER_FOR_KOHYA = unknown("which kinds its networks read for this model was not looked into")
 
 NOT_A_FOLDER = fails("no adapter_config.json beside it: vLLM opens folders", "read")
 NO_LANGUAGE_MODEL = fails("no adapter of a language model", "read")
@@ -96,12 +82,14 @@ DORA = fails("refuses the file: DoRA is not supported", "read")
 OTHER_FACTORS = fails("refuses the file: it holds other tensors than lora_A and lora_B", "reported")
 HEAD = fails("refuses the file: an adapter of lm_head or of the embeddings", "reported")
 ONE_SCALE = fails("scaled wrongly: it takes one alpha and one rank for all layers", "read")
+ALL_EXPERTS = fails("one pair of factors for all experts: it names each expert's layers", "reported")
+_STACKED = (".experts", ".base_layer")
 _HEADS = ("lm_head", "embed_tokens")
 
 
 def by_peft(subject: Subject) -> list[Verdict]:
     """A verdict for every layer from `PeftModel.from_pretrained` on the component of the installed libraries."""
-    found = by_rows(PEFT_ROWS, subject, NOT_KNOWN)
+    found = by_rows(PEFT_ROWS, subject, OTHER_FOR_PEFT)
     return [_at_level(subject, layer, verdict) for layer, verdict in zip(subject.layers, found, strict=True)]
 
 
@@ -110,7 +98,7 @@ def _at_level(subject: Subject, layer: Layer, verdict: Verdict) -> Verdict:
     if verdict is not LOADS or not layer.path.startswith("text_model."):
         return verdict
     level = ".text_model." in layer.stem
-    flat = layer.component == "text_encoder" and subject.architecture != "sd3"
+    flat = architecture(subject.architecture).by_name[layer.component].naming("flat") is not None
     if level == flat:
         return TEXT_LEVEL if flat else NO_TEXT_LEVEL
     return verdict
@@ -140,7 +128,10 @@ def by_vllm(subject: Subject) -> list[Verdict]:
     if whole is not None:
         return [whole] * len(subject.layers)
     config = subject.config("") or {}
-    found = by_rows(PEFT_ROWS, subject, NOT_KNOWN)
+    found = [
+        ALL_EXPERTS if verdict is LOADS and layer.stem.endswith(_STACKED) else verdict
+        for layer, verdict in zip(subject.layers, by_rows(PEFT_ROWS, subject, OTHER_FOR_PEFT), strict=True)
+    ]
     rank, alpha = config.get("r"), config.get("lora_alpha")
     if isinstance(rank, int) and rank and isinstance(alpha, int | float):
         scale = Fraction(alpha) / rank
@@ -160,16 +151,44 @@ def _one_scale(layer: Layer, scale: Fraction, rank: int) -> bool:
     return alpha.value / own == scale
 
 
-def by_comfyui(subject: Subject) -> list[Verdict]:
-    """A verdict for every layer from ComfyUI."""
-    return by_rows(COMFYUI_ROWS, subject, NOT_KNOWN)
+def not_in_a1111(name: str) -> Verdict | None:
+    """Why A1111 takes no adapter of an architecture, or None."""
+    return None if name in A1111_MODELS else NOT_IN_A1111
 
 
 def by_a1111(subject: Subject) -> list[Verdict]:
     """A verdict for every layer from A1111 and its kin."""
-    return by_rows(A1111_ROWS, subject, NOT_KNOWN)
+    whole = not_in_a1111(subject.architecture)
+    if whole is not None:
+        return [whole] * len(subject.layers)
+    return by_rows(A1111_ROWS, subject, OTHER_FOR_A1111)
+
+
+def not_kohyas(name: str) -> Verdict | None:
+    """Why none of kohya's trainers takes an adapter of an architecture, or nobody has looked, or None."""
+    if name in LATER:
+        return unknown(LATER[name])
+    return None if name in (*STABLE_DIFFUSION, *SD_SCRIPTS, *MUSUBI) else NOT_KOHYAS
 
 
 def by_kohya(subject: Subject) -> Sequence[Verdict]:
     """A verdict for every layer from sd-scripts, musubi-tuner and LyCORIS."""
-    return by_rows(KOHYA_ROWS, subject, NOT_KNOWN)
+    whole = not_kohyas(subject.architecture)
+    if whole is not None:
+        return [whole] * len(subject.layers)
+    found = by_rows(KOHYA_ROWS, subject, OTHER_FOR_KOHYA)
+    known = architecture(subject.architecture)
+    named = known.denoiser.name if known.id not in STABLE_DIFFUSION else ""
+    return [
+        OTHER_NAMES_OF_KOHYA
+        if verdict is LOADS and layer.component == named and not _as_trained(known, layer)
+        else verdict
+        for layer, verdict in zip(subject.layers, found, strict=True)
+    ]
+
+
+def _as_trained(known: Architecture, layer: Layer) -> bool:
+    """Whether the file names a layer as the trainer names it."""
+    naming = known.denoiser.naming(known.kohya)
+    placement = naming.at_canonical(layer.path) if naming else None
+    return placement is not None and layer.stem == f"lora_unet_{placement.native.replace('.', '_')}"

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from loratools.formats.loading import Sort, Subject, Verdict
+from loratools.formats.loading import Layer, Sort, Subject, Verdict
 
 
 class Row(NamedTuple):
     """A verdict for the layers that fit all of it; what is empty or None asks for nothing.
 
     `styles` and `words` are of the prefix, `families` of the suffixes, `native` whether the names are other than those
-    of diffusers and transformers; a layer needs all `marks` and none of `unless`; `paths` are beginnings of its path;
-    `metadata` and `folder` are about the whole file.
+    of diffusers and transformers; a layer needs all `marks` and none of `unless`; `paths` are beginnings of its path,
+    `match` a regular expression that is searched for in it, `spelt` one in the layer's name as the file has it,
+    `renamed` whether the file names the layer itself by other words, `scaled` whether its factors are multiplied by
+    another number than 1; `metadata` and `folder` are about the whole file.
     """
 
     verdict: Verdict
@@ -27,6 +30,10 @@ class Row(NamedTuple):
     marks: tuple[str, ...] = ()
     unless: tuple[str, ...] = ()
     paths: tuple[str, ...] = ()
+    match: str = ""
+    spelt: str = ""
+    renamed: bool | None = None
+    scaled: bool | None = None
     metadata: bool | None = None
     folder: bool | None = None
 
@@ -39,7 +46,7 @@ class Row(NamedTuple):
         )
 
     def fits(self, sort: Sort) -> bool:
-        """Whether the row speaks of layers of that sort, their paths left aside."""
+        """Whether the row speaks of layers of that sort, their names and scales left aside."""
         return (
             (not self.styles or sort.style in self.styles)
             and (not self.words or sort.word in self.words)
@@ -49,6 +56,16 @@ class Row(NamedTuple):
             and self.native in (None, sort.native)
             and sort.marks.issuperset(self.marks)
             and sort.marks.isdisjoint(self.unless)
+        )
+
+    def names(self, layer: Layer) -> bool:
+        """Whether the row speaks of a layer of that name and scale."""
+        return (
+            (not self.paths or layer.path.startswith(self.paths))
+            and (not self.match or re.search(self.match, layer.path) is not None)
+            and (not self.spelt or re.search(self.spelt, layer.stem) is not None)
+            and (self.renamed is None or self.renamed != layer.stem.endswith((layer.path, layer.flat_path)))
+            and (self.scaled is None or self.scaled == (float(layer.adapter.scale) != 1.0))
         )
 
 
@@ -65,7 +82,7 @@ def by_rows(rows: Sequence[Row], subject: Subject, otherwise: Verdict) -> list[V
                 known[sort] = [row for row in asked if row.fits(sort)]
             last, fitting = sort, known[sort]
         for row in fitting:
-            if not row.paths or layer.path.startswith(row.paths):
+            if row.names(layer):
                 found.append(row.verdict)
                 break
         else:

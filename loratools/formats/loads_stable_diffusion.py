@@ -1,18 +1,21 @@
-"""What diffusers' loader for SD1, SD2 and SDXL makes of a file: its own steps, followed over the keys."""
+"""What diffusers' loaders for the UNets of Stable Diffusion make of a file: their own steps, followed over the keys."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from loratools.formats.configs import DIFFUSERS_KEY, by_component
-from loratools.formats.loading import LOADS, Layer, Subject, Verdict, fails
+from loratools.formats.loading import LOADS, Layer, Subject, Verdict, fails, refuses
 
-# The components that each pipeline loads; the first has diffusers' UNet, the others are text encoders.
-COMPONENTS = {
+# The components that each pipeline loads; the first removes the noise, the others are text encoders.
+COMPONENTS: Mapping[str, tuple[str, ...]] = {
+    "animatediff": ("unet",),
     "sd1": ("unet", "text_encoder"),
     "sd2": ("unet", "text_encoder"),
     "sdxl": ("unet", "text_encoder", "text_encoder_2"),
+    "sdxl-refiner": ("unet", "text_encoder_2"),
+    "wuerstchen": ("prior", "text_encoder"),
 }
 # The text encoders whose installed class (transformers ≥ 5.6) has no `text_model.` level.
 _FLAT = ("text_encoder",)
@@ -51,6 +54,11 @@ BARE_MAGNITUDE = fails("wrong: in a text encoder the magnitude is dropped unless
 NOT_LORA = fails("left out: not a LoRA of two factors", "read")
 
 
+NO_MODULE = refuses("its names are none of the UNet's modules")
+NOT_A_MODULE = fails("left out: its name is none of the UNet's modules", "run")
+OF_REFINER = refuses("it takes the refiner's blocks for those of the base")
+
+
 class _Refused(Exception):
     """The loader raises: no adapter of the file is loaded."""
 
@@ -76,6 +84,8 @@ def _followed(subject: Subject) -> list[Verdict]:
         raise _Refused(NO_LORA)
     if kohya and subject.has_diffusers_metadata and any(key.endswith(".alpha") for key in keys):
         raise _Refused(METADATA_TWICE)
+    if kohya and subject.architecture == "sdxl-refiner" and any(key.startswith(_SGM_STARTS) for key in keys):
+        raise _Refused(OF_REFINER)
     verdicts: list[Verdict] = [UNNAMED] * len(subject.layers)
     named = {stem.split("_", 4)[2] for layer in subject.layers if (stem := layer.stem).startswith("lora_unet_")}
     both = not named.isdisjoint(_SGM) and not named.isdisjoint(_NOT_SGM)
@@ -91,7 +101,7 @@ def _followed(subject: Subject) -> list[Verdict]:
                 mine.remove(at)
         if mine:
             layers = [subject.layers[at] for at in mine]
-            names = _unet if component == "unet" else _text
+            names = _text if component.startswith("text_encoder") else _unet
             spelt = names(subject, layers, kohya=kohya)
             for at, verdict in zip(mine, _scaled(subject, component, layers, spelt, kohya=kohya), strict=True):
                 verdicts[at] = verdict
@@ -100,13 +110,16 @@ def _followed(subject: Subject) -> list[Verdict]:
 
 def _unet(subject: Subject, layers: Sequence[Layer], *, kohya: bool) -> list[Verdict]:
     """Whether the keys of the UNet's layers are understood: old ends are renamed only if the first key has one."""
-    first = next((key for key in subject.keys if key.startswith("unet.") and not key.endswith(".dora_scale")), "")
+    start = f"{COMPONENTS[subject.architecture][0]}."
+    first = next((key for key in subject.keys if key.startswith(start) and not key.endswith(".dora_scale")), "")
     renames = kohya or "lora_A" not in first
     found = []
     for layer in layers:
         end = layer.keys.get("down", "")
         if layer.kind != "lora" or "mid" in layer.marks:
             found.append(NOT_LORA)
+        elif layer.sort.native and end.endswith(_PEFT_ENDS) and not layer.stem.endswith(layer.path):
+            found.append(NOT_A_MODULE)
         elif kohya:
             found.append(EMBEDDING if layer.stem.startswith("lora_unet_add_embedding_") else LOADS)
         elif end.endswith(_PEFT_ENDS):
@@ -116,6 +129,8 @@ def _unet(subject: Subject, layers: Sequence[Layer], *, kohya: bool) -> list[Ver
         else:
             found.append(SPELLING)
     ranked = [layer for layer in layers if "lora_B" in layer.keys.get("up", "")]
+    if NOT_A_MODULE in found and not any(verdict in (LOADS, EMBEDDING) for verdict in found):
+        raise _Refused(NO_MODULE)
     if not ranked and not any(verdict in (LOADS, EMBEDDING) for verdict in found):
         raise _Refused(NO_FACTORS)
     return found
@@ -196,7 +211,7 @@ def _scaled(
             found.append(verdict)
         elif ".dora_scale" in layer.marks:
             found.append(DORA_SCALE)
-        elif ".lora_magnitude_vector" in layer.marks and component != "unet":
+        elif ".lora_magnitude_vector" in layer.marks and component.startswith("text_encoder"):
             found.append(BARE_MAGNITUDE)
         elif block is None and "alpha elsewhere" in layer.marks:
             found.append(ALPHA_FREE)

@@ -7,14 +7,17 @@ from typing import NamedTuple
 
 from loratools.errors import NotRepresentable, UsageError, nearest
 from loratools.formats.loading import Loading, Subject, Verdict, loading, subject_of
-from loratools.formats.loads_diffusers import LOADED, WITHOUT_LOADER, by_diffusers
+from loratools.formats.loads_comfyui import by_comfyui, not_in_comfyui
+from loratools.formats.loads_diffusers import LOADED, by_diffusers, not_in_diffusers
 from loratools.formats.loads_others import (
+    A1111_MODELS,
     STABLE_DIFFUSION,
     by_a1111,
-    by_comfyui,
     by_kohya,
     by_peft,
     by_vllm,
+    not_in_a1111,
+    not_kohyas,
     refused_by_vllm,
 )
 from loratools.formats.parse import Reading
@@ -22,23 +25,31 @@ from loratools.formats.registry import FORMATS
 
 
 class Runtime(NamedTuple):
-    """A row of the registry: how it judges a file, and which formats it reads, the one to write first.
+    """A row of the registry: how it judges a file, which formats it reads, the one to write first, and what it lacks.
 
-    A format stands there with the architectures that it is right for; none means all.
+    A format stands there with the architectures that it is right for; none means all. `lacks` says of an architecture
+    why the runtime takes no adapter of it, or that nobody knows.
     """
 
     id: str
     title: str
     judge: Callable[[Subject], Sequence[Verdict]]
     formats: tuple[tuple[str, tuple[str, ...]], ...]
+    lacks: Callable[[str], Verdict | None] = lambda _: None
 
 
 RUNTIMES: tuple[Runtime, ...] = (
-    Runtime("diffusers", "load_lora_weights of the architecture's pipeline", by_diffusers, (("diffusers", ()),)),
+    Runtime(
+        "diffusers",
+        "load_lora_weights of the architecture's pipeline",
+        by_diffusers,
+        (("diffusers", ()),),
+        not_in_diffusers,
+    ),
     Runtime("peft", "PeftModel.from_pretrained, one folder a component", by_peft, (("peft", ()),)),
-    Runtime("comfyui", "ComfyUI", by_comfyui, (("kohya", (*STABLE_DIFFUSION, "flux1")), ("comfy", ()))),
-    Runtime("a1111", "A1111 and its kin", by_a1111, (("kohya", STABLE_DIFFUSION),)),
-    Runtime("kohya", "sd-scripts, musubi-tuner, LyCORIS", by_kohya, (("kohya", ()),)),
+    Runtime("comfyui", "ComfyUI", by_comfyui, (("kohya", (*STABLE_DIFFUSION, "flux1")), ("comfy", ())), not_in_comfyui),
+    Runtime("a1111", "A1111 and its kin", by_a1111, (("kohya", A1111_MODELS),), not_in_a1111),
+    Runtime("kohya", "sd-scripts, musubi-tuner, LyCORIS", by_kohya, (("kohya", ()),), not_kohyas),
     Runtime("vllm", "vLLM", by_vllm, (("peft", ("llm",)),)),
 )
 
@@ -88,9 +99,11 @@ def choose(
     family = "llm" if subject.architecture.split("-")[0] == "llm" else subject.architecture
     known = {row.id for row in FORMATS}
     to = next((to for to, only in runtime.formats if to in known and (not only or family in only)), None)
-    if to is None or (runtime.id == "diffusers" and family in (*WITHOUT_LOADER, "llm")):
+    lacking = runtime.lacks(subject.architecture)
+    if to is None or lacking is not None:
+        why = f": {lacking.reason.text}" if lacking is not None and lacking.reason is not None else ""
         raise NotRepresentable(
-            f"{runtime.id} is not known to load a LoRA for {subject.architecture}",
+            f"{runtime.id} is not known to load a LoRA for {subject.architecture}{why}",
             path=reading.opened.name,
             hint="--to writes a format, whatever reads it",
         )
