@@ -95,6 +95,10 @@ class UnsupportedFile(LoratoolsError):
     exit_code = 3
 
 
+class UnreadableForm(UnsupportedFile):
+    """An adapter in a form that is recognised and cannot be read, named by the evidence `form`."""
+
+
 class UnknownKeys(LoratoolsError):
     """Tensors that no table knows; nothing is dropped in silence."""
 

@@ -1,4 +1,7 @@
-"""Full differences: Δ is stored as it is, for the weight (`diff`) and the bias (`bias_diff`)."""
+"""Full differences: Δ is stored as it is, for the weight (`diff`) and the bias (`bias_diff`).
+
+Some files hold the new weight itself (`replacement`): Δ is then what it takes from the base's to that.
+"""
 # ruff: noqa: ARG002 - the signatures are the protocol's; not every kind needs every argument
 
 from __future__ import annotations
@@ -33,16 +36,21 @@ from loratools.tensors.lazy import LazyTensor
 if TYPE_CHECKING:
     import torch
 
+REPLACEMENT = "replacement"
+
 
 class Stored:
-    """A kind whose delta is stored whole: `weight` [out, …] and `bias` [out] are its two roles. It has no rank."""
+    """A kind whose delta is stored whole: `weight` [out, …] and `bias` [out] are its two roles. It has no rank.
+
+    `replacement` stands in the place of `weight` where a file holds the weight as it is to be.
+    """
 
     constrained = False
 
     def __init__(self, name: str, weight: str, bias: str) -> None:
         self.name = name
         self.weight, self.bias = weight, bias
-        self.roles = (Role(weight, required=True, rows=True), Role(bias, required=True, rows=True))
+        self.roles = tuple(Role(role, required=True, rows=True) for role in (weight, bias, REPLACEMENT))
         self.product = (weight,)
         self.biases = (bias,)
 
@@ -55,7 +63,7 @@ class Stored:
         return (self.name,)
 
     def needs_base(self, factors: Factors) -> bool:
-        """Only a difference of the bias alone, whose weight's shape is not known."""
+        """Only a difference of the bias alone, whose weight's shape is not known, and a weight to put in its place."""
         return self.weight not in factors
 
     def rank(self, factors: Factors) -> int | None:
@@ -63,22 +71,29 @@ class Stored:
         return None
 
     def weight_shape(self, factors: Factors) -> tuple[int | None, ...] | None:
-        """The shape of the stored difference; only (out, None) is known where there is a bias alone."""
-        if self.weight in factors:
-            return factors[self.weight].shape
+        """The shape of the stored weight; only (out, None) is known where there is a bias alone."""
+        stored = factors.get(self.weight) or factors.get(REPLACEMENT)
+        if stored:
+            return stored.shape
         if self.bias not in factors:
             return None
         return (factors[self.bias].numel, None) if self.name == "full" else (factors[self.bias].numel,)
 
     def check(self, factors: Factors, key: str | None = None) -> None:
-        """Raise IncompleteAdapter for no factor at all, an empty one, or a bias that does not fit the weight."""
+        """Raise IncompleteAdapter for no factor at all, an empty one, a bias that does not fit the weight, or a weight
+        beside a difference of it.
+        """
         if not factors:
             raise incomplete(self.name, "no factor", key, expected=[self.weight], found=[])
         not_empty(self.name, factors, key)
-        if self.weight in factors and not factors[self.weight].shape:
-            raise incomplete(self.name, f"{self.weight} is a scalar", key, expected=1, found=0)
-        if self.weight in factors and self.bias in factors:
-            rows = factors[self.weight].shape[0]
+        held = [role for role in (self.weight, REPLACEMENT) if role in factors]
+        if len(held) > 1:
+            raise incomplete(self.name, "a difference and a weight in one", key, expected=held[:1], found=held)
+        for role in held:
+            if not factors[role].shape:
+                raise incomplete(self.name, f"{role} is a scalar", key, expected=1, found=0)
+        if held and self.bias in factors:
+            rows = factors[held[0]].shape[0]
             agree(self.name, f"elements of {self.bias}", rows, factors[self.bias].numel, key)
 
     def delta(
@@ -91,13 +106,15 @@ class Stored:
         constraint: Fraction | None = None,
         settings: Settings = NO_SETTINGS,
     ) -> torch.Tensor:
-        """The stored difference; zeros in the base's shape where only the bias has one."""
+        """The stored difference, or `replacement` − base; zeros in the base's shape where only the bias has one."""
         import torch
 
         if self.weight in factors:
             return fitted(load(factors[self.weight], dtype) * float(scale), base)
         if base is None:
             raise needs_base(self.name)
+        if REPLACEMENT in factors:
+            return (fitted(load(factors[REPLACEMENT], dtype), base) - base.to(getattr(torch, dtype))) * float(scale)
         return torch.zeros(base.shape, dtype=getattr(torch, dtype))
 
     def bias_delta(
@@ -112,7 +129,11 @@ class Stored:
         return split_by_roles(self.roles, factors, sizes)
 
     def fuse_rows(self, parts: Sequence[Factors | None], sizes: Sequence[int]) -> dict[str, LazyTensor]:
-        """Both differences stacked, zeros where a part lacks one: exact."""
+        """Both differences stacked, zeros where a part lacks one: exact. Weights can be stacked where all are there."""
+        if any(REPLACEMENT in (part or {}) for part in parts) and not all(
+            REPLACEMENT in (part or {}) for part in parts
+        ):
+            raise refusal(self.name, "fuse_rows", "a part keeps its weight, which the base model alone has")
         fused = {role.name: stack_or_zeros(self.name, role.name, parts, sizes) for role in self.roles}
         return {role: tensor for role, tensor in fused.items() if tensor is not None}
 
@@ -121,10 +142,10 @@ class Stored:
         return swap_by_roles(self.roles, factors)
 
     def transpose(self, factors: Factors) -> dict[str, LazyTensor]:
-        """The difference of the transposed weight."""
-        if self.bias in factors or len(factors[self.weight].shape) < 2:
+        """The difference (or the replacement) of the transposed weight."""
+        if self.bias in factors or any(len(tensor.shape) < 2 for tensor in factors.values()):
             raise refusal(self.name, "transpose", "only a matrix has a transpose")
-        return {self.weight: transposed(factors[self.weight])}
+        return {role: transposed(tensor) for role, tensor in factors.items()}
 
 
 FULL = Stored("full", "diff", "bias_diff")

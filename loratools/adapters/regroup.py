@@ -144,14 +144,14 @@ def _assembled(
         return None, [Step(target, "narrow", "no delta in any part: left out")]
     kind = _one_kind(target, present)
     sizes = _sizes(target, kind, parts)
-    scale = _common_scale([part.scale for part in present])
+    scale = common_scale([part.scale for part in present])
     steps: list[Step] = []
     ready: list[Mapping[str, LazyTensor] | None] = []
     for part in parts:
         if part.factors is None or part.scale.equals(scale):
             ready.append(part.factors)
             continue
-        ratio = _ratio(part.scale, scale)
+        ratio = ratio_of(part.scale, scale)
         factors, exact = folded(kind, part.factors, ratio)
         ready.append(factors)
         note = f"{'+'.join(part.paths)}: scale {float(part.scale):g} brought to {float(scale):g} by ×{float(ratio):g}"
@@ -238,13 +238,13 @@ def _sizes(target: Target, kind: Kind, parts: Sequence[_Part]) -> list[int]:
     return [int(unit * part.shares) for part in parts]
 
 
-def _common_scale(scales: Sequence[Scale]) -> Scale:
+def common_scale(scales: Sequence[Scale]) -> Scale:
     """The scale that most parts have (the first of equals), and not zero unless all are."""
     nonzero = [scale for scale in scales if scale.numerator] or list(scales)
     return max(nonzero, key=lambda scale: sum(scale.equals(other) for other in nonzero))
 
 
-def _ratio(scale: Scale, common: Scale) -> Scale:
+def ratio_of(scale: Scale, common: Scale) -> Scale:
     """scale / common: n₁/√a · √b/n₂ = n₁·b / (n₂·√(a·b))."""
     return Scale.of(scale.numerator / common.numerator * common.root, scale.root * common.root)
 

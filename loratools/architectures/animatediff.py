@@ -43,7 +43,7 @@ ORIGINAL: tuple[Rule, ...] = (
 
 DIFFUSERS = canonical_naming(ORIGINAL, "diffusers")
 # Motion LoRAs name the processors of the original modules; diffusers' own script, those of its modules.
-PROCESSORS = (attn_procs(Naming("original", ORIGINAL)), attn_procs(DIFFUSERS, "attn-procs-diffusers"))
+PROCESSORS = (attn_procs(Naming("original", ORIGINAL), "animatediff"), attn_procs(DIFFUSERS, "attn-procs-diffusers"))
 
 ANIMATEDIFF = Architecture(
     id="animatediff",

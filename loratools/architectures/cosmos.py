@@ -6,9 +6,9 @@ Anima has a network of its own between its text encoder and the transformer; its
 from __future__ import annotations
 
 from loratools.architectures.architecture import Architecture, Component, Variant
+from loratools.architectures.language_encoders import QWEN3_06B
 from loratools.architectures.naming import Naming, canonical_naming
 from loratools.architectures.rules import Rule, rename, same
-from loratools.architectures.text_encoders import QWEN3_06B
 
 ENDS = (
     # diffusers                           original

@@ -65,6 +65,16 @@ BFL: tuple[Rule, ...] = (
     *(rename(OURS_SINGLE + ours, THEIRS_SINGLE + theirs, weight="scale") for ours, theirs in SINGLE_NORMS),
 )
 
+# XLabs' processors hold LoRA layers beside the attentions, 1 for the image and 2 for the text.
+XLABS: tuple[Rule, ...] = (
+    fuse(tuple(OURS + f"attn.to_{part}" for part in "qkv"), THEIRS + "processor.qkv_lora1"),
+    fuse(tuple(OURS + f"attn.add_{part}_proj" for part in "qkv"), THEIRS + "processor.qkv_lora2"),
+    rename(OURS + "attn.to_out.0", THEIRS + "processor.proj_lora1"),
+    rename(OURS + "attn.to_add_out", THEIRS + "processor.proj_lora2"),
+    fuse(tuple(OURS_SINGLE + f"attn.to_{part}" for part in "qkv"), THEIRS_SINGLE + "processor.qkv_lora"),
+    rename(OURS_SINGLE + "proj_out", THEIRS_SINGLE + "processor.proj_lora"),
+)
+
 FLUX1 = Architecture(
     id="flux1",
     title="FLUX.1",
@@ -74,6 +84,7 @@ FLUX1 = Architecture(
             (canonical_naming(BFL, "diffusers"), Naming("bfl", BFL)),
             short=("unet", "transformer"),
             checkpoint=("model.diffusion_model.", ""),
+            adapters=(Naming("xlabs", XLABS),),
         ),
         Component("text_encoder", CLIP_L, short=("te1", "te"), checkpoint=("text_encoders.clip_l.transformer.",)),
         Component("text_encoder_2", T5, short=("te3", "te2"), checkpoint=("text_encoders.t5xxl.transformer.",)),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from loratools.architectures.architecture import Architecture, Component, Variant
+from loratools.architectures.language_encoders import LLAMA_8B_HEADED
 from loratools.architectures.naming import Naming
 from loratools.architectures.rules import same
+from loratools.architectures.text_encoders import CLIP_G, CLIP_L_PROJECTED, T5
 
 DOUBLE, SINGLE = "double_stream_blocks.{i<16}.block.", "single_stream_blocks.{i<32}.block."
 ENDS = (
@@ -35,6 +37,10 @@ HIDREAM = Architecture(
         Component(
             "transformer", (DIFFUSERS,), short=("unet", "transformer"), checkpoint=("model.diffusion_model.", "")
         ),
+        Component("text_encoder", CLIP_L_PROJECTED, short=("te1",), checkpoint=("text_encoders.clip_l.transformer.",)),
+        Component("text_encoder_2", CLIP_G, short=("te2",), checkpoint=("text_encoders.clip_g.transformer.",)),
+        Component("text_encoder_3", T5, short=("te3",), checkpoint=("text_encoders.t5xxl.transformer.",)),
+        Component("text_encoder_4", LLAMA_8B_HEADED, short=("te4",), checkpoint=("text_encoders.llama.transformer.",)),
     ),
     variants=(Variant("i1", "hidream-i1"),),
     comfy="diffusers",

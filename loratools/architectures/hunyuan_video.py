@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from loratools.architectures.architecture import Architecture, Component, Variant
 from loratools.architectures.hunyuan import COLUMNS, Rows, common, rows, single
+from loratools.architectures.language_encoders import LLAMA_8B
 from loratools.architectures.naming import Naming, canonical_naming
 from loratools.architectures.rules import Rule, same
 from loratools.architectures.text_encoders import CLIP_L
@@ -36,7 +37,11 @@ def _rules(column: int) -> Iterator[Rule]:
 ORIGINAL, COMFY = (tuple(_rules(column)) for column in COLUMNS.values())
 FRAMEPACK_RULES = (*(same(part) for rule in ORIGINAL for part in rule.canonical), *map(same, FRAMES))
 
-CLIP = Component("text_encoder_2", CLIP_L, short=("te2",), checkpoint=("text_encoders.clip_l.transformer.",))
+# The LLaVA that reads the prompt has a Llama in it; text-to-video pipelines hold that alone.
+ENCODERS = (
+    Component("text_encoder", LLAMA_8B, short=("te1",), checkpoint=("text_encoders.llama.transformer.",)),
+    Component("text_encoder_2", CLIP_L, short=("te2",), checkpoint=("text_encoders.clip_l.transformer.",)),
+)
 
 HUNYUAN_VIDEO = Architecture(
     id="hunyuan-video",
@@ -48,7 +53,7 @@ HUNYUAN_VIDEO = Architecture(
             short=("unet", "transformer"),
             checkpoint=("model.diffusion_model.", "model.model.", ""),
         ),
-        CLIP,
+        *ENCODERS,
     ),
     variants=(Variant("t2v", "hunyuan-video-t2v"), Variant("i2v", "hunyuan-video-i2v")),
     kohya="original",
@@ -62,7 +67,7 @@ FRAMEPACK = Architecture(
     title="FramePack",
     components=(
         Component("transformer", (Naming("diffusers", FRAMEPACK_RULES),), short=("unet", "transformer")),
-        CLIP,
+        *ENCODERS,
     ),
     variants=(Variant("i2v", "framepack"),),
     family=("hunyuan-video",),

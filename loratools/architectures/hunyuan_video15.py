@@ -5,6 +5,7 @@ from __future__ import annotations
 from loratools.architectures.architecture import Architecture, Component, Variant
 from loratools.architectures.hunyuan import ORIGINAL as COLUMN
 from loratools.architectures.hunyuan import common
+from loratools.architectures.language_encoders import QWEN25_7B
 from loratools.architectures.naming import Naming, canonical_naming
 from loratools.architectures.rules import Rule, rename
 
@@ -38,6 +39,7 @@ HUNYUAN_VIDEO15 = Architecture(
             short=("unet", "transformer"),
             checkpoint=("model.diffusion_model.", ""),
         ),
+        Component("text_encoder", QWEN25_7B, short=(), checkpoint=("text_encoders.qwen25_7b.transformer.",)),
     ),
     variants=(Variant("base", "hunyuan-video-1.5"),),
     kohya="original",

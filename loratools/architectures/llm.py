@@ -211,6 +211,11 @@ def model_types(paths: Iterable[str], *, complete: bool = False) -> tuple[str, .
     return tuple(kind.name for kind in MODEL_TYPES if _fits(kind, named, complete=complete))
 
 
+def are_ends(paths: Iterable[str]) -> bool:
+    """Whether these are heads and embeddings alone, which tell no type, but that the model is one of words."""
+    return {path.rpartition(".")[2] for path in paths} <= {*ANYWHERE.split(), "embed_tokens"}
+
+
 def _fits(kind: ModelType, named: frozenset[Skeleton], *, complete: bool) -> bool:
     for root in ((), skeleton(kind.root)[0]):
         rooted = frozenset(words if words in _known(kind) else root + words for words in named)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from loratools.architectures.architecture import Architecture, Component, Variant
+from loratools.architectures.language_encoders import GEMMA2_2B
 from loratools.architectures.naming import Naming, canonical_naming
 from loratools.architectures.rules import Rule, fuse, rename, same
 
@@ -52,6 +53,7 @@ LUMINA2 = Architecture(
             short=("unet", "transformer"),
             checkpoint=("model.diffusion_model.", ""),
         ),
+        Component("text_encoder", GEMMA2_2B, short=("te",), checkpoint=("text_encoders.gemma2_2b.transformer.",)),
     ),
     variants=(Variant("base", "lumina2"),),
     kohya="original",

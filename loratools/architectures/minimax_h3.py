@@ -1,14 +1,14 @@
 """MiniMax-H3: diffusers names (canonical) and its own (fused), as its single files and most trainers stack them.
 
-Its sharded release deals the rows of q, k and v out head by head, and so does DiffSynth's trainer; nothing in such a
-file's names or sizes tells, so that what is known of it is left to the name of the adapter inside DiffSynth's keys.
+Its sharded release deals the rows of q, k and v out head by head, and so does DiffSynth's trainer; no size tells. What
+does is the name of the adapter, `default`, that DiffSynth leaves inside its keys, and every other trainer takes out.
 """
 
 from __future__ import annotations
 
 from loratools.architectures.architecture import Architecture, Component, Variant
 from loratools.architectures.naming import Naming, canonical_naming
-from loratools.architectures.rules import Rule, fuse, rename, swap_halves
+from loratools.architectures.rules import Rule, deal, fuse, rename, swap_halves
 
 BLOCKS = (
     # diffusers                                 original
@@ -45,13 +45,23 @@ ORIGINAL: tuple[Rule, ...] = (
     *(swap_halves(ours + "ff.net.0.proj", theirs + "mlp.fc1") for ours, theirs in BLOCKS),
     rename(BLOCKS[0][0] + "adaln_proj.linear", BLOCKS[0][1] + "adaln_proj.linear"),
 )
+HEAD = 128
+DIFFSYNTH = tuple(
+    deal(rule.canonical, rule.native, hand=HEAD) if rule.native.endswith("attn.qkv_proj") else rule for rule in ORIGINAL
+)
 NAMINGS = (canonical_naming(ORIGINAL, "diffusers"), Naming("original", ORIGINAL))
 
 MINIMAX_H3 = Architecture(
     id="minimax-h3",
     title="MiniMax-H3",
     components=(
-        Component("transformer", NAMINGS, short=("unet", "transformer"), checkpoint=("model.diffusion_model.", "")),
+        Component(
+            "transformer",
+            NAMINGS,
+            short=("unet", "transformer"),
+            checkpoint=("model.diffusion_model.", ""),
+            adapters=(Naming("diffsynth", DIFFSYNTH, named="default"),),
+        ),
         # The same again, for pictures to keep to; a file does not say which it is for.
         Component("transformer_ref", NAMINGS, short=()),
     ),

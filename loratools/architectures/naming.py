@@ -262,8 +262,12 @@ class Naming:
     def placements(self) -> Iterable[Placement]:
         """Every weight of the component, in table order."""
         for rule in self.rules:
-            for values in Template.parse(rule.native).expand():
-                yield _placement(values, rule, Template.parse(rule.canonical[0]).fill(values))
+            yield from self.placements_of(rule)
+
+    def placements_of(self, rule: Rule) -> Iterable[Placement]:
+        """Every weight that one row stands for."""
+        for values in Template.parse(rule.native).expand():
+            yield _placement(values, rule, Template.parse(rule.canonical[0]).fill(values))
 
 
 def _placement(values: Mapping[str, int], rule: Rule, first: str) -> Placement:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from loratools.architectures.architecture import Architecture, Component, Variant
+from loratools.architectures.language_encoders import QWEN25_VL_7B
 from loratools.architectures.naming import Naming
 from loratools.architectures.rules import same
 
@@ -30,6 +31,9 @@ QWEN_IMAGE = Architecture(
             (DIFFUSERS,),
             short=("unet", "transformer"),
             checkpoint=("model.diffusion_model.", ""),
+        ),
+        Component(
+            "text_encoder", QWEN25_VL_7B, short=("te", "te1"), checkpoint=("text_encoders.qwen25_7b.transformer.",)
         ),
     ),
     variants=(Variant("base", "qwen-image"), Variant("layered", "qwen-image-layered")),

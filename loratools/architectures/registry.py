@@ -110,6 +110,9 @@ ARCHITECTURES: tuple[Architecture, ...] = (
 Item = TypeVar("Item")
 
 
+_BY_ID = {known.id: known for known in ARCHITECTURES}
+
+
 class Spelt(NamedTuple):
     """One naming of one component of one architecture, by names."""
 
@@ -120,9 +123,8 @@ class Spelt(NamedTuple):
 
 def architecture(name: str) -> Architecture:
     """The architecture of that id (`llm-*` are made on demand); UsageError with the nearest where there is none."""
-    for known in ARCHITECTURES:
-        if known.id == name:
-            return known
+    if name in _BY_ID:
+        return _BY_ID[name]
     model = llm_architecture(name) if name.startswith(PREFIX) else None
     if model:
         return model

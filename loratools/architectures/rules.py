@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-Layout = Literal["rows", "swap_halves", "swap_pair", "transpose"]
+Layout = Literal["rows", "dealt", "swap_halves", "swap_pair", "transpose"]
 Joint = Literal[".", "_", ""]
 
 
@@ -17,7 +17,7 @@ class Rule(NamedTuple):
     """One row. `ratio` has one share for each canonical template; `layout` is what the native weight does to the rows
     of the canonical one; `joint` is what stands between the path and `weight` or `bias` ("." but for bare parameters:
     "_" in `in_proj_weight`, "" where the path itself is the weight); `weight` is the native word for the weight
-    ("scale" in BFL's norms).
+    ("scale" in BFL's norms); `hand` is how many rows of each part a "dealt" weight takes in turn.
     """
 
     canonical: tuple[str, ...]
@@ -26,6 +26,7 @@ class Rule(NamedTuple):
     layout: Layout = "rows"
     joint: Joint = "."
     weight: str = "weight"
+    hand: int = 0
 
 
 def rename(canonical: str, native: str, *, joint: Joint = ".", weight: str = "weight") -> Rule:
@@ -41,6 +42,11 @@ def same(path: str, *, joint: Joint = ".") -> Rule:
 def fuse(parts: tuple[str, ...], whole: str, *, ratio: tuple[int, ...] = (), joint: Joint = ".") -> Rule:
     """Several canonical weights stacked by rows into one native weight; equal shares unless `ratio` says otherwise."""
     return Rule(parts, whole, ratio or (1,) * len(parts), joint=joint)
+
+
+def deal(parts: tuple[str, ...], whole: str, *, hand: int) -> Rule:
+    """Canonical weights of one size dealt out by rows: `hand` of the first, of the second, …, and round again."""
+    return Rule(parts, whole, (1,) * len(parts), layout="dealt", hand=hand)
 
 
 def swap_halves(canonical: str, native: str) -> Rule:

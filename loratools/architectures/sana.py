@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from loratools.architectures.architecture import Architecture, Component, Variant
+from loratools.architectures.language_encoders import GEMMA2_2B
 from loratools.architectures.naming import Naming, canonical_naming
 from loratools.architectures.rules import Rule, fuse, rename
 
@@ -57,6 +58,7 @@ SANA = Architecture(
             short=("unet", "transformer"),
             checkpoint=("model.diffusion_model.", ""),
         ),
+        Component("text_encoder", GEMMA2_2B, short=("te", "te1")),
     ),
     variants=(
         Variant("1600m", "sana-1600m"),

@@ -27,6 +27,7 @@ SKYREELS_V2 = Architecture(
             short=("unet", "transformer"),
             checkpoint=wan.CHECKPOINT,
         ),
+        wan.ENCODER,
     ),
     variants=(
         Variant("df-1.3b", "skyreels-v2-df-1.3b"),

@@ -1,10 +1,11 @@
-"""CLIP-L, OpenCLIP-H, OpenCLIP-G and the T5 encoder: their modules and every spelling of them, shared by architectures.
+"""CLIP-L, OpenCLIP-H, OpenCLIP-G, T5's encoder and UMT5's: their modules and every spelling, shared by architectures.
 
 Canonical are the transformers names with the `text_model.` level, whatever the installed version drops.
 """
 
 from __future__ import annotations
 
+from loratools.architectures.language_encoders import LANGUAGE_WORDS
 from loratools.architectures.naming import Naming
 from loratools.architectures.rules import Rule, fuse, rename, same, transpose
 
@@ -58,7 +59,10 @@ T5_MODULES = (
     "0.SelfAttention.q", "0.SelfAttention.k", "0.SelfAttention.v", "0.SelfAttention.o", "0.layer_norm",
     "1.DenseReluDense.wi_0", "1.DenseReluDense.wi_1", "1.DenseReluDense.wo", "1.layer_norm",
 )  # fmt: skip
-T5_ONCE = ("shared", "encoder.block.0.layer.0.SelfAttention.relative_attention_bias", "encoder.final_layer_norm")
+T5_DISTANCES = "0.SelfAttention.relative_attention_bias"
+T5_ONCE = ("shared", f"encoder.block.0.layer.{T5_DISTANCES}", "encoder.final_layer_norm")
+# UMT5 learns the distances in every block, T5 once for all.
+UMT5_PATHS = ("shared", "encoder.final_layer_norm", *(T5_BLOCK + path for path in (*T5_MODULES, T5_DISTANCES)))
 
 CLIP_L = (transformers_clip(12), flat_clip(12))
 CLIP_L_PROJECTED = (transformers_clip(12, projection=True),)
@@ -66,31 +70,12 @@ CLIP_L_PROJECTED = (transformers_clip(12, projection=True),)
 CLIP_H = (transformers_clip(23), flat_clip(23), open_clip(24))
 CLIP_G = (transformers_clip(32, projection=True), open_clip(32))
 T5 = (Naming("transformers", tuple(map(same, (*T5_ONCE, *(T5_BLOCK + path for path in T5_MODULES))))),)
-
-COMFY_LEVEL = "comfy"
-"""The naming of a language model inside ComfyUI, which keeps the level that transformers' bare model has not."""
-QWEN3_MODULES = (
-    *(f"self_attn.{leaf}" for leaf in ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")),
-    *(f"mlp.{leaf}" for leaf in ("gate_proj", "up_proj", "down_proj")),
-    "input_layernorm", "post_attention_layernorm",
-)  # fmt: skip
-
-
-def qwen3(layers: int) -> tuple[Naming, ...]:
-    """Qwen 3 without its head, as text encoders are."""
-    paths = ("embed_tokens", "norm", *(f"layers.{{n<{layers}}}.{path}" for path in QWEN3_MODULES))
-    return (
-        Naming("transformers", tuple(map(same, paths))),
-        Naming(COMFY_LEVEL, tuple(rename(path, f"model.{path}") for path in paths)),
-    )
-
-
-QWEN3_06B = qwen3(28)
+UMT5 = (Naming("transformers", tuple(map(same, UMT5_PATHS))),)
 
 # The words by which ComfyUI names the encoders: `text_encoders.clip_l.transformer.…`.
 COMFY_WORDS = (
     (CLIP_L, "clip_l"), (CLIP_L_PROJECTED, "clip_l"), (CLIP_H, "clip_h"), (CLIP_G, "clip_g"), (T5, "t5xxl"),
-    (QWEN3_06B, "qwen3_06b"),
+    (UMT5, "umt5xxl"), *LANGUAGE_WORDS,
 )  # fmt: skip
 
 

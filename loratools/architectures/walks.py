@@ -1,7 +1,7 @@
-"""The order in which torch walks the modules of Stable Diffusion 1 and 2, for files that number their layers.
+"""The order in which torch walks the modules of Stable Diffusion 1 and 2 and Cascade, for files that number layers.
 
-It is the order in which diffusers' and transformers' classes registered their children in 2022 and 2023: the middle
-block after the others, attentions before resnets, and CLIP's k and v before its q.
+It is the order in which their classes registered their children in 2022 and 2023: in diffusers and transformers the
+middle block after the others, attentions before resnets, and CLIP's k and v before its q.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from loratools.architectures.sd1 import SD1
 from loratools.architectures.sd1 import UNET as SD1_UNET
 from loratools.architectures.sd2 import SD2
 from loratools.architectures.sd2 import UNET as SD2_UNET
+from loratools.architectures.stable_cascade import LEVELS
 from loratools.architectures.text_encoders import ROOT
 from loratools.architectures.unet import LAYERS, Levels
 
@@ -81,3 +82,13 @@ def clip_walk(layers: int) -> Iterator[str]:
     """The canonical paths of a CLIP text encoder's attention layers."""
     for layer in range(layers):
         yield from (f"{ROOT}encoder.layers.{layer}.self_attn.{leaf}" for leaf in CLIP_ATTENTION)
+
+
+def cascade_walk() -> Iterator[str]:
+    """The native paths of the attention weights of Stable Cascade's stage C, of the larger model: down, then up.
+
+    A weight that is wrapped in place becomes the last child of its module: the output's comes before q, k and v.
+    """
+    for level, count in LEVELS:
+        for block in range(count):
+            yield from (f"{level}.{3 * block + 2}.attention.attn.{leaf}" for leaf in ("out_proj", "in_proj"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from loratools.architectures.architecture import Architecture, Component, Variant
 from loratools.architectures.naming import Naming, canonical_naming
 from loratools.architectures.rules import Rule, rename, same
+from loratools.architectures.text_encoders import UMT5
 
 BLOCK = "blocks.{i<40}."
 ENDS = (
@@ -70,12 +71,16 @@ NAMINGS_21 = (
 )
 NAMINGS_22 = (canonical_naming(ORIGINAL, "diffusers", bare=BARE), Naming("original", ORIGINAL))
 CHECKPOINT = ("model.diffusion_model.", "")
+ENCODER = Component("text_encoder", UMT5, short=(), checkpoint=("text_encoders.umt5xxl.transformer.",))
 
 # Trainers write one word, wan or wan2.1, into the files of both, so the metadata settle nothing.
 WAN21 = Architecture(
     id="wan2.1",
     title="Wan 2.1",
-    components=(Component("transformer", NAMINGS_21, short=("unet", "transformer"), checkpoint=CHECKPOINT),),
+    components=(
+        Component("transformer", NAMINGS_21, short=("unet", "transformer"), checkpoint=CHECKPOINT),
+        ENCODER,
+    ),
     variants=(
         Variant("t2v-1.3b", "wan21-t2v-1.3b"),
         Variant("t2v-14b", "wan21-t2v-14b"),
@@ -93,6 +98,7 @@ WAN22 = Architecture(
         # The expert for high noise; a file for one expert does not say which it is for.
         Component("transformer", NAMINGS_22, short=("unet", "transformer"), checkpoint=CHECKPOINT),
         Component("transformer_2", NAMINGS_22, short=()),
+        ENCODER,
     ),
     variants=(
         Variant("t2v-a14b", "wan22-t2v-a14b"),

@@ -25,7 +25,7 @@ COMPANIONS: tuple[tuple[str, str], ...] = (
     ("rotary",       r"(.*\.)?rotary_emb\.inv_freq$"),
     ("tied",         r"(.*\.)?(encoder|decoder)\.embed_tokens\.weight$"),
     ("depth",        r"depth_model\."),
-    ("quantisation", r"(.*\.)?(scaled_fp8|scale_weight|scale_input|weight_scale|input_scale|comfy_quant)$"),
+    ("quantisation", r"(.*\.)?(scaled_fp8|scale_weight|scale_input|weight_scale(_2|_inv)?|input_scale|comfy_quant)$"),
     ("counter",      r"(global_step|epoch|pytorch-lightning_version|state_dict)$"),
 )  # fmt: skip
 _PATTERNS = tuple((sort, re.compile(pattern)) for sort, pattern in COMPANIONS)

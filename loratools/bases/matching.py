@@ -9,8 +9,8 @@ from functools import cache, lru_cache
 from math import prod
 
 from loratools.architectures.architecture import Architecture, Component, Variant, shapes
-from loratools.architectures.naming import Placement, skeleton
-from loratools.architectures.registry import ARCHITECTURES, Spelt, architecture, index
+from loratools.architectures.naming import Naming, Placement, skeleton, words_of
+from loratools.architectures.registry import ARCHITECTURES, Spelt, architecture, namings_of
 from loratools.bases.companions import companion
 
 Shape = tuple[int, ...]
@@ -48,16 +48,22 @@ class Match:
 
     def _lacking(self, part: Part) -> int:
         naming = self.architecture.by_name[part.component].naming(part.naming)
+        if naming is None:
+            return 0
         known = [shapes(variant.shapes) for variant in self.architecture.variants]
         tables = [table[part.component] for table in known if part.component in table]
         present = {skeleton(placement.native)[0] for placement in part.keys.values()}
         wanted = {
-            skeleton(placement.native)[0]
-            for placement in (naming.placements() if naming else ())
-            if all(path in table for table in tables for path in placement.paths)
-            and companion(placement.weight_key) is None
+            words_of(rule.native)
+            for rule in naming.rules
+            if words_of(rule.native) not in present
+            and any(
+                all(path in table for table in tables for path in placement.paths)
+                and companion(placement.weight_key) is None
+                for placement in naming.placements_of(rule)
+            )
         }
-        return len(wanted - present)
+        return len(wanted)
 
 
 @dataclass(slots=True)
@@ -103,14 +109,19 @@ def _spellings(key: str) -> Iterator[tuple[str, str, str]]:
     yield key, "", ""
 
 
+@cache
+def _naming(spelt: Spelt) -> Naming | None:
+    return architecture(spelt.architecture).by_name[spelt.component].naming(spelt.naming)
+
+
 def _places(key: str, owners: frozenset[Spelt]) -> Iterator[tuple[Spelt, Placement]]:
     """Every weight that a key without its prefix is, among the namings that the prefix may stand before."""
     for path, joint, leaf in _spellings(key):
         words, numbers = skeleton(path)
-        for spelt in index().get(words, ()):
+        for spelt in namings_of(words):
             if spelt not in owners:
                 continue
-            naming = architecture(spelt.architecture).by_name[spelt.component].naming(spelt.naming)
+            naming = _naming(spelt)
             placement = naming.at_native(words, numbers) if naming else None
             if not placement or (placement.native, placement.joint) != (path, joint):
                 continue
@@ -197,6 +208,8 @@ def _misfits(
         if size is None:
             continue
         expected = native_shape(placement, component)
+        if size == expected and (len(size) == 1 or not key.endswith("bias")):
+            continue  # as nearly all are
         if expected is None:
             # A weight that only checkpoints have (open_clip's last block) is in no variant; others are a misfit.
             canonical = reading.component.namings[0]
@@ -214,6 +227,8 @@ def _misfits(
 
 def native_shape(placement: Placement, table: Mapping[str, Shape]) -> Shape | None:
     """The shape of a native weight, made of its canonical parts; None where the variant lacks one of them."""
+    if len(placement.paths) == 1 and placement.layout != "transpose":
+        return table.get(placement.paths[0])
     parts = [table[path] for path in placement.paths if path in table]
     if len(parts) < len(placement.paths):
         return None

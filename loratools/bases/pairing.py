@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Literal
 
 from loratools.adapters.rounding import SCALED
 from loratools.architectures.architecture import Architecture
+from loratools.architectures.llm_namings import LanguageNaming
 from loratools.bases.companions import companion
-from loratools.bases.weights import Base, BaseWeights, Native
+from loratools.bases.native import Native
+from loratools.bases.weights import Base, BaseWeights
 from loratools.errors import InternalError
 from loratools.model import Target
 from loratools.tensors.lazy import LazyTensor
@@ -85,7 +87,8 @@ class Pair:
     components that one side lacks; `unplaced` are tensors of other names on both sides (name → both); `beyond` are
     layers that checkpoints have and the pipeline's model has not, so that no adapter can name them. `turned` says that
     matrices are stored [in, out]. `tied` are heads that both models, by their configurations, read from an embedding:
-    head → embedding, by path; `alike` those whose values are an embedding's in both.
+    head → embedding, by path; `alike` those whose values are an embedding's in both. `names` is how a language
+    model, which has no table, names its layers.
     """
 
     table: Architecture | None
@@ -102,6 +105,7 @@ class Pair:
     turned: bool = False
     tied: Mapping[str, str] = field(default_factory=dict)
     alike: Mapping[str, str] = field(default_factory=dict)
+    names: LanguageNaming | None = None
 
     @property
     def components(self) -> tuple[str, ...]:
@@ -154,7 +158,8 @@ def pair(
         tuple(dict.fromkeys(f"{c}: only in {side}" for (c, _), side in lone.items() if c not in coverage)),
         _unplaced(base, ours, tuned, theirs),
         beyond,
-        table is None and any(native.placement.layout == "transpose" for native in mine.values()),
+        table is None
+        and any(native.placement.layout == "transpose" and native.part is None for native in mine.values()),
     )
 
 

@@ -11,16 +11,14 @@ from loratools.adapters.adapter import Adapter
 from loratools.adapters.change import Change
 from loratools.adapters.kind import kind_of
 from loratools.architectures.architecture import Architecture
-from loratools.bases.weights import Base, BaseWeights, Native
+from loratools.bases.native import Native, Place
+from loratools.bases.weights import Base, BaseWeights
 from loratools.errors import ArchitectureMismatch, NotRepresentable
 from loratools.model import Target
 from loratools.tensors.lazy import LazyTensor
 
 if TYPE_CHECKING:
     import torch
-
-Place = tuple[int, str]
-"""A tensor of a base: the identity of its source, and its key there."""
 
 _BIASES = ("bias_diff", "norm_bias_diff", "up_bias")
 _WEIGHTLESS = frozenset(_BIASES)
@@ -62,6 +60,8 @@ class Placing:
         for component, native in base.natives(table):
             for path in native.placement.paths:
                 self._natives.setdefault((component, path, native.is_bias), []).append((component, native))
+        for (component, path), native in self.weights.wholes.items():
+            self._natives.setdefault((component, path, False), []).append((component, native))
         self._tableless = table is None
         self.touched: dict[Place, Touched] = {}
         self.unmatched: list[Unmatched] = []
@@ -81,17 +81,31 @@ class Placing:
         sizes = self._sizes(adapter)
         if sizes is None:
             return 0
+        if self._is_whole(adapter, scale_of):
+            self._both(adapter, target.paths[0], 0, sum(sizes), scale_of[target.paths[0]])
+            return len(sizes)
         matched = 0
         start = 0
         for path, size in zip(target.paths, sizes, strict=True):
-            scale = scale_of[path]
-            if _has_weight(adapter):
-                self._change(adapter, path, start, size, scale, bias=False)
-            if _has_bias(adapter, self._bias(adapter)):
-                self._change(adapter, path, start, size, scale, bias=True)
+            self._both(adapter, path, start, size, scale_of[path])
             matched += 1
             start += size
         return matched
+
+    def _is_whole(self, adapter: Adapter, scale_of: Mapping[str, float]) -> bool:
+        """Whether an adapter of several layers of a language model is one change, of the weight that they are in it."""
+        target = adapter.target
+        if not self._tableless or len(target.paths) == 1 or len({scale_of[path] for path in target.paths}) > 1:
+            return False
+        found = self._at(target.component, target.paths[0], bias=False)
+        return bool(found) and all(native.placement.paths == target.paths for _, native in found)
+
+    def _both(self, adapter: Adapter, path: str, start: int, size: int, scale: float) -> None:
+        """The change of the rows of one path, in the weight and in the bias."""
+        if _has_weight(adapter):
+            self._change(adapter, path, start, size, scale, bias=False)
+        if _has_bias(adapter, self._bias(adapter)):
+            self._change(adapter, path, start, size, scale, bias=True)
 
     def replace(self, component: str, path: str, leaf: str, tensor: LazyTensor, scale: float) -> bool:
         """Put a tensor that was saved whole in the place of the base's, as far as `scale` goes; False without a place.
@@ -110,14 +124,24 @@ class Placing:
             if scale == 0:
                 continue
             item = _difference(owner, path, tensor, native, bias=leaf == "bias")
-            touched = self.touched.setdefault((id(native.source), native.key), Touched(native, owner))
+            touched = self.touched.setdefault(native.place, Touched(native, owner))
             touched.changes.append(Change(item, scale, 0, native.tensor.shape[0], 0, lambda: None))
         return bool(found)
+
+    def experts(self, native: Native) -> list[Native]:
+        """All slices of the stacked parameter that a native weight is one of, in their order."""
+        found = {
+            other.place: other
+            for items in self._natives.values()
+            for _, other in items
+            if other.part is not None and (other.key, id(other.source)) == (native.key, id(native.source))
+        }
+        return sorted(found.values(), key=lambda item: item.part or 0)
 
     def owners(self) -> dict[Place, Touched]:
         """Every weight of the base that the tables know, by its place."""
         return {
-            (id(native.source), native.key): Touched(native, component)
+            native.place: Touched(native, component)
             for found in self._natives.values()
             for component, native in found
             if not native.is_bias
@@ -147,8 +171,7 @@ class Placing:
         for component, native in found:
             if scale == 0:
                 continue
-            place = id(native.source), native.key
-            touched = self.touched.setdefault(place, Touched(native, component))
+            touched = self.touched.setdefault(native.place, Touched(native, component))
             at = _row_of(native, path, size)
             base = _BaseOf(self.weights, adapter, bias)
             inputs = None if bias else _widened(adapter, self._shape(adapter.target.component, path))

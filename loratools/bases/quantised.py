@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 UNITS = ("scale_weight", "weight_scale")
 """What the scale of `….weight` is called in the place of `weight`: one number, or one for each row."""
 EIGHT_BITS = ("F8_E4M3", "F8_E5M2")
+_OF_BLOCKS = ("scale_inv", "weight_scale_2")
+"""How the keys of scales end that are one for each block of a weight."""
 
 
 def unit_key(source: TensorSource, key: str) -> str | None:
@@ -27,12 +29,27 @@ def unit_key(source: TensorSource, key: str) -> str | None:
     return next((name for name in keys if name in source), None)
 
 
+def refuse_packed(source: TensorSource) -> None:
+    """Raise UnsupportedFile for a model whose weights are words of packed bits: `….qweight`, GPTQ's or Nunchaku's."""
+    key = next((key for key in source if key.endswith(".qweight")), None)
+    if key is not None:
+        raise UnsupportedFile(
+            "its weights are packed (qweight), and no change can be added to them",
+            path=source.name,
+            key=key,
+            hint="give the model that it was quantised from, and quantise what comes out",
+        )
+
+
 def check_quantised(source: TensorSource) -> None:
     """Raise UnsupportedFile for weights whose stored numbers mean something that is not read here."""
     for key in source:
         leaf = key.rpartition(".")[2]
         if leaf == "comfy_quant":
             _check_described(source, key)
+        if leaf.endswith(_OF_BLOCKS):
+            why = "its weights are quantised in a way that is not read (a scale for each block)"
+            raise UnsupportedFile(why, path=source.name, key=key, hint="give it in a plain dtype")
         if companion(key) != "quantisation" or leaf not in UNITS:
             continue
         weight = f"{key.rpartition('.')[0]}.weight"

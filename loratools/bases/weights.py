@@ -10,11 +10,14 @@ from loratools.adapters.factors import transposed
 from loratools.architectures.architecture import Architecture, shapes
 from loratools.architectures.naming import Placement, skeleton
 from loratools.architectures.registry import ARCHITECTURES
+from loratools.bases.agreement import DENOISERS, Told, agreement
 from loratools.bases.companions import companion
 from loratools.bases.identify import identify
+from loratools.bases.language import TURNED, verbatim
 from loratools.bases.matching import Match, Part, matches
-from loratools.bases.quantised import check_quantised, dequantised, unit_key
-from loratools.errors import ArchitectureMismatch, WrongRole
+from loratools.bases.native import Native
+from loratools.bases.quantised import check_quantised, dequantised, refuse_packed, unit_key
+from loratools.errors import ArchitectureMismatch, UnsupportedFile, WrongRole
 from loratools.model import Target
 from loratools.tensors.lazy import LazyTensor, stack_rows
 from loratools.tensors.source import LocalFile, TensorSource
@@ -22,24 +25,6 @@ from loratools.tensors.source import LocalFile, TensorSource
 Named = tuple[str | None, TensorSource]
 
 _COMPONENTS = frozenset(component.name for known in ARCHITECTURES for component in known.components)
-
-CONV1D = {"llm-gpt2": ("c_attn", "c_proj", "c_fc")}
-"""Language models that store linear layers as [in, out] (transformers' Conv1D), with the last words of their names."""
-
-
-@dataclass(frozen=True, slots=True)
-class Native:
-    """A weight, or a bias, as its file holds it: the tensor, its key, and where its canonical paths lie in it.
-
-    `unit` is the key of the scale that an 8-bit weight is multiplied by.
-    """
-
-    tensor: LazyTensor
-    key: str
-    placement: Placement
-    source: TensorSource
-    is_bias: bool = False
-    unit: str | None = None
 
 
 @dataclass(frozen=True)
@@ -59,8 +44,8 @@ class Base:
             held = biases if native.is_bias else weights
             for path in native.placement.paths:
                 held.setdefault((component, path), native)  # of two variants of a component the first is meant
-        known = tuple(item for item in ARCHITECTURES if item.id in self.candidates)
-        return BaseWeights(self.name, known, weights, biases)
+        known = tuple(item for item in ARCHITECTURES if item.id in self.candidates) if table else ()
+        return BaseWeights(self.name, known, weights, biases, {} if table else self._wholes())
 
     def natives(self, table: Architecture | None) -> tuple[tuple[str, Native], ...]:
         """Every weight and every bias of all parts that the architecture places, with its component."""
@@ -71,7 +56,10 @@ class Base:
 
     def _natives(self, table: Architecture | None) -> Iterator[tuple[str, Native]]:
         for component, source in self.parts:
-            placed = _placed(component, source, table) if table else _verbatim(source, self._turned())
+            if table is None:
+                yield from (("", native) for native in verbatim(source, self._turned()))
+                continue
+            placed = _placed(component, source, table)
             for name, part in placed.items():
                 for key, placement in part.keys.items():
                     leaf = key[len(part.prefix) :]
@@ -84,9 +72,21 @@ class Base:
                             Native(source[key], key, held, source, is_bias, None if is_bias else unit_key(source, key)),
                         )
 
+    def _wholes(self) -> dict[tuple[str, str], Native]:
+        """The layers of a language model that are several projections, by their own names: some adapters have no other
+        for them, as the shares of their rows do not tell.
+        """
+        return {
+            (component, native.placement.native): replace(
+                native, placement=Placement(native.placement.native, (native.placement.native,), (1,), "rows")
+            )
+            for component, native in self.natives(None)
+            if len(native.placement.paths) > 1 and not native.is_bias
+        }
+
     def _turned(self) -> frozenset[str]:
         """The last words of the layers that a language model stores as [in, out]."""
-        return frozenset(word for name in self.candidates for word in CONV1D.get(name, ()))
+        return frozenset(word for name in self.candidates for word in TURNED.get(name, ()))
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,7 @@ class BaseWeights:
     known: tuple[Architecture, ...]
     weights: Mapping[tuple[str, str], Native]
     biases: Mapping[tuple[str, str], Native]
+    wholes: Mapping[tuple[str, str], Native] = field(default_factory=dict)
 
     def weight(self, component: str, path: str) -> LazyTensor | None:
         """The weight [out, in, kernel…] of a canonical path, or None where the files do not hold it."""
@@ -139,6 +140,8 @@ class BaseWeights:
         found = held.get((component, path))
         if found is None and not self.known:  # a model without a table is one component, whatever it is called
             found = held.get(("", path)) or held.get(("", path.partition(".")[2]))  # a model saved without its head
+        if found is None and held is self.weights and self.wholes:
+            found = self.wholes.get(("", path)) or self.wholes.get(("", path.partition(".")[2]))
         return found
 
     def _shaped(self, weight: LazyTensor, component: str, path: str) -> LazyTensor:
@@ -162,43 +165,38 @@ def open_base(name: str, parts: Sequence[Named]) -> Base:
     read, ArchitectureMismatch where its parts fit no architecture together.
     """
     kept: list[Named] = []
-    candidates: list[tuple[str, ...]] = []
+    told: list[Told] = []
     for component, source in parts:
         found = identify({key: source[key].shape for key in source})
-        check_quantised(source)
+        if not _is_read(component, source):
+            continue
         if component is not None and component not in _COMPONENTS and found is not None and not found.candidates:
             continue  # a safety checker or an image encoder: no adapter is for it, and it goes along as it is
         if found is not None and found.role == "base":
             kept.append((component, source))
-            candidates.append(found.candidates)
+            told.append((component, found.candidates))
     if not kept:
+        for _, source in parts:
+            refuse_packed(source)
         raise WrongRole("no base model, nor a component of one", path=name, hint="loratools inspect tells what it is")
-    shared = [item for item in candidates[0] if all(item in others for others in candidates)]
-    if not shared:
-        shared, kept = _without_text_encoders(kept, candidates) or (shared, kept)
-    if not shared and any(candidates):
-        told = " and ".join(sorted({" or ".join(item) or "unknown" for item in candidates}))
-        raise ArchitectureMismatch(f"the parts of the base model are of different architectures ({told})", path=name)
-    return Base(name, tuple(shared), tuple(kept))
+    shared = agreement(told)
+    if not shared.candidates and any(candidates for _, candidates in told):
+        said = " and ".join(sorted({" or ".join(item) or "unknown" for _, item in told}))
+        raise ArchitectureMismatch(f"the parts of the base model are of different architectures ({said})", path=name)
+    return Base(name, shared.candidates, tuple(part for at, part in enumerate(kept) if at not in shared.carried))
 
 
-def _without_text_encoders(
-    parts: Sequence[Named], candidates: Sequence[tuple[str, ...]]
-) -> tuple[list[str], list[Named]] | None:
-    """What fits the parts once text encoders go along as they are, with those parts: for architectures whose adapters
-    have none.
+def _is_read(component: str | None, source: TensorSource) -> bool:
+    """Whether the numbers of a part can be read; an encoder whose numbers cannot goes along as it is, a denoiser's
+    raise UnsupportedFile.
     """
-    rest = [at for at, (component, _) in enumerate(parts) if not (component or "").startswith("text_encoder")]
-    if not rest or len(rest) == len(parts):
-        return None
-    named = {known.id: known.by_name for known in ARCHITECTURES}
-    fits = [
-        item
-        for item in candidates[rest[0]]
-        if all(item in candidates[at] for at in rest)
-        and not any(component.startswith("text_encoder") for component in named.get(item, ()))
-    ]
-    return (fits, [parts[at] for at in rest]) if fits else None
+    try:
+        check_quantised(source)
+    except UnsupportedFile:
+        if component is None or component in DENOISERS:
+            raise
+        return False
+    return True
 
 
 def _placed(component: str | None, source: TensorSource, table: Architecture) -> Mapping[str, Part]:
@@ -217,17 +215,6 @@ def _placed(component: str | None, source: TensorSource, table: Architecture) ->
     keys = {key: naming.at_native(*skeleton(placement.native)) for key, placement in part.keys.items()}
     renamed = {key: placement for key, placement in keys.items() if placement is not None}
     return {component: replace(part, component=component, keys=renamed)}
-
-
-def _verbatim(source: TensorSource, turned: frozenset[str]) -> Mapping[str, Part]:
-    """Every weight and bias under its own name; those of `turned` layers are the transpose of what others hold."""
-    keys = {
-        key: Placement(path, (path,), (1,), "transpose" if path.rpartition(".")[2] in turned else "rows")
-        for key in source
-        for path, dot, leaf in (key.rpartition("."),)
-        if dot and leaf in ("weight", "bias")
-    }
-    return {"": Part("", "", "", keys)}
 
 
 def _rows(native: Native, tensor: LazyTensor, path: str) -> LazyTensor:

@@ -7,20 +7,26 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from loratools.errors import MalformedFile, NonFinite, UnsupportedFile
-from loratools.formats.configs import Config, alpha_of, number, rank_of
+from loratools.formats.configs import Config, alpha_of, number, rank_of, scale_of
 from loratools.model import Alpha, AlphaSource
 from loratools.tensors.lazy import LazyTensor
 
 # Free-form strings that some trainers write instead of tensors or a configuration; no other runtime reads them.
 FREE_KEYS = ("lora_alpha", "network_alpha", "alpha")
+# Files of these families multiply by alpha / rank with an alpha that they do not hold.
+ABSENT: Mapping[str, Fraction] = {"stable-cascade": Fraction(1)}
 
 
 class Settings(NamedTuple):
-    """What a file says about the alphas of one component beside its tensors."""
+    """What a file says about the alphas of one component beside its tensors.
+
+    `trained` are the alpha and the rank that the trainer noted for the layers of that rank.
+    """
 
     config: Config | None = None
     source: AlphaSource = "absent"
     free: Fraction | None = None
+    trained: tuple[Fraction, int] | None = None
 
 
 def scalar(tensor: LazyTensor, *, path: object, key: str) -> Fraction:
@@ -44,6 +50,27 @@ def free_alpha(metadata: Mapping[str, str], *, path: object) -> Fraction | None:
         if key in metadata:
             return number(metadata[key], path=path, key=key)
     return None
+
+
+def trained_alpha(metadata: Mapping[str, str]) -> tuple[Fraction, int] | None:
+    """The alpha and the rank that sd-scripts' family notes, where it notes no others for convolutions."""
+    if "conv_alpha" in metadata.get("ss_network_args", ""):
+        return None
+    try:
+        return Fraction(metadata.get("ss_network_alpha", "")), int(metadata.get("ss_network_dim", ""))
+    except (ValueError, ZeroDivisionError):
+        return None  # a note that is no number says nothing; the tensor does
+
+
+def _unread(stored: LazyTensor, names: Sequence[str], rank: int | None, settings: Settings, *, path: object) -> Alpha:
+    """The alpha of a tensor whose value is out of reach, as the configuration or the trainer's notes state it."""
+    shape = (stored.dtype, stored.shape)
+    if settings.config is not None:
+        stabilized = bool(settings.config.get("use_rslora"))
+        return Alpha(alpha_of(settings.config, names, path=path), settings.source, stabilized, shape)
+    if settings.trained is not None and settings.trained[1] == rank:
+        return Alpha(settings.trained[0], "metadata", False, shape)
+    return Alpha(None, "tensor (not read)", False, shape)
 
 
 def stated_rank(config: Config, names: Sequence[str]) -> dict[str, int]:
@@ -72,6 +99,8 @@ def resolve(
         stated = rank_of(config, names)
         if stated is not None and rank is not None and stated != rank:
             warnings.append(f"the {settings.source} says rank {stated}, the factors have {rank}")
+    if stored is not None and not stored.is_within_reach:
+        return _unread(stored, names, rank, settings, path=path), warnings
     if stored is not None and key is not None:
         value = scalar(stored, path=path, key=key)
         if is_scale:
@@ -83,6 +112,9 @@ def resolve(
         if config is not None and alpha_of(config, names, path=path) != value:
             warnings.append(f"the alpha tensor contradicts the {settings.source}; the tensor is used")
         return Alpha(value, "tensor", False, (stored.dtype, stored.shape)), warnings
+    scale = scale_of(config, path=path) if config is not None else None
+    if scale is not None:
+        return Alpha(scale * (rank or 1), settings.source), warnings
     if config is not None:
         stabilized = bool(config.get("use_rslora"))
         return Alpha(alpha_of(config, names, path=path), settings.source, stabilized), warnings

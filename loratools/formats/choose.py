@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
-from loratools.architectures.llm import model_types
+from loratools.architectures.llm import are_ends, model_types
 from loratools.architectures.naming import Placement
 from loratools.architectures.registry import ARCHITECTURES, architecture, without_heirs
 from loratools.errors import ArchitectureMismatch
 from loratools.formats.detect import Candidate, Place, Sizes, Stem, by_names, by_shapes, claimed
 from loratools.formats.extents import by_extents
 from loratools.formats.opening import Opened
+from loratools.formats.passing import PEFT_PASSES, Passing
 from loratools.formats.prefixes import Prefix, prefixes
 
 GENERIC = "llm"
@@ -40,14 +41,16 @@ def candidates(
     weights: Mapping[Stem, tuple[int | None, ...]],
     metadata: Mapping[str, str],
     arch: str | None,
+    *,
+    passing: Passing = PEFT_PASSES,
 ) -> Choice:
     """Choose by names, then shapes, then metadata; raises ArchitectureMismatch where nothing fits."""
     if arch is not None and arch.split("-")[0] == GENERIC:
-        return Choice(evidence=(_generic_as_asked(arch, stems, path=opened.name),))
+        return Choice(evidence=(_generic_as_asked(arch, stems, passing, path=opened.name),))
     asked = (architecture(arch),) if arch is not None else ARCHITECTURES
     found = by_names(stems, asked)
-    passable = all(_generic_prefix(stem) is not None for stem in stems)
-    stranger = _stranger_by_name(found, stems) if arch is None and passable else None
+    passable = all(_generic_prefix(stem, passing) is not None for stem in stems)
+    stranger = _stranger_by_name(found, stems, passing) if arch is None and passable else None
     if stranger:
         return Choice(evidence=(f"{stranger}: names pass through",))
     if not found:
@@ -79,7 +82,7 @@ def candidates(
         found = [item for item in found if len(sizes[item.architecture.id].misfits) == fewest]
         evidence.append(f"shapes: {compared - fewest} of {compared} layers have the sizes of {', '.join(_ids(found))}")
     elif compared:
-        if passable and arch is None and model_types([stem[1].removeprefix(PEFT) for stem in stems]):
+        if passable and arch is None and model_types(_paths(stems, passing)):
             return Choice(evidence=("a PEFT adapter of sizes that no table has: names pass through",))
         evidence.append("shapes: of no known size, so names alone decide")
     found, blocks = _by_blocks(found, sizes, metadata)
@@ -91,16 +94,16 @@ def candidates(
     return Choice(tuple(found), best.variants, tuple(evidence), best.misfits)
 
 
-def _stranger_by_name(found: Sequence[Candidate], stems: Sequence[Stem]) -> str | None:
+def _stranger_by_name(found: Sequence[Candidate], stems: Sequence[Stem], passing: Passing) -> str | None:
     """What a PEFT adapter is that no table should name, or None."""
     if not found or found[0].missed:
         return "a PEFT adapter of no architecture in the tables"
-    if _is_language_model(found, stems):
+    if _is_language_model(found, stems, passing):
         return "a PEFT adapter of a language model, alone"
     return None
 
 
-def _is_language_model(found: Sequence[Candidate], stems: Sequence[Stem]) -> bool:
+def _is_language_model(found: Sequence[Candidate], stems: Sequence[Stem], passing: Passing) -> bool:
     """Whether a file that nothing ties to a pipeline has the names of a language model and no denoiser's.
 
     Anima's text encoder is Qwen 3, and most adapters of Qwen 3 have never seen a picture.
@@ -109,7 +112,8 @@ def _is_language_model(found: Sequence[Candidate], stems: Sequence[Stem]) -> boo
         return False
     if any(place.component == item.architecture.denoiser.name for item in found for place in item.places.values()):
         return False
-    return bool(model_types([stem[1].removeprefix(PEFT) for stem in stems]))
+    paths = _paths(stems, passing)
+    return bool(model_types(paths)) or are_ends(paths)
 
 
 def _without_strays(
@@ -162,6 +166,12 @@ def _by_blocks(
     return without_heirs([item.architecture for item in kept], kept, claims), evidence
 
 
+def heirs(arch: str, stems: Collection[Stem]) -> list[Candidate]:
+    """The file as an architecture reads it that took over the names and sizes of others, which come first."""
+    known = [item for item in ARCHITECTURES if item.id == arch and item.yields_to]
+    return by_names(list(stems), known) if known else []
+
+
 def _by_claims(found: list[Candidate], metadata: Mapping[str, str]) -> tuple[list[Candidate], list[str]]:
     """The candidates with those first that the metadata name, and what the metadata say."""
     claims = claimed(metadata)
@@ -185,9 +195,9 @@ def _stranger(found: Sequence[Candidate], sizes: Mapping[str, Sizes], count: int
     return None
 
 
-def _generic_as_asked(arch: str, stems: Sequence[Stem], *, path: str) -> str:
+def _generic_as_asked(arch: str, stems: Sequence[Stem], passing: Passing, *, path: str) -> str:
     """The evidence for the generic transformer; raises ArchitectureMismatch for keys that PEFT does not write."""
-    if not any(_generic_prefix(stem) for stem in stems):
+    if not any(_generic_prefix(stem, passing) for stem in stems):
         raise ArchitectureMismatch(
             f"{arch} is for PEFT adapters, whose keys begin with {PEFT}",
             path=path,
@@ -209,9 +219,10 @@ def _require_best(
     if not asked.missed and not size.misfits:
         return
     better: list[tuple[int, Candidate]] = []
+    some_fit = len(size.misfits) < size.compared  # then another that none fits is no nearer for that
     for other in by_names(stems, fewer=_allowed(stems)):
         theirs = by_shapes(other, weights)
-        odds = _at_odds(other, theirs)
+        odds = len(other.missed) + len(theirs.misfits) if some_fit else _at_odds(other, theirs)
         same_names = len(other.places) == len(asked.places) and not theirs.misfits
         if other.architecture is not asked.architecture and (odds < _at_odds(asked, size) or same_names):
             better.append((odds, other))
@@ -241,18 +252,23 @@ def settled(found: Sequence[Candidate], metadata: Mapping[str, str], arch: str |
     return named[0] if len(named) == 1 else None
 
 
-def _generic_prefix(stem: Stem) -> tuple[Prefix, str] | None:
-    """The cut that a PEFT adapter of any model has, or None for keys that only a known architecture could explain."""
-    return next(((prefix, rest) for prefix, rest in prefixes(stem[1]) if prefix.style == "peft"), None)
+def _generic_prefix(stem: Stem, passing: Passing) -> tuple[Prefix, str] | None:
+    """The cut that an adapter of any model has, or None for keys that only a known architecture could explain."""
+    return next(((prefix, rest) for prefix, rest in prefixes(stem[1]) if prefix.style == passing.style), None)
 
 
-def generic(stems: Sequence[Stem]) -> dict[Stem, Place]:
+def _paths(stems: Sequence[Stem], passing: Passing) -> list[str]:
+    """The modules of a generic transformer."""
+    return [passing.path(stem[1].removeprefix(PEFT)) for stem in stems]
+
+
+def generic(stems: Sequence[Stem], passing: Passing = PEFT_PASSES) -> dict[Stem, Place]:
     """Every stem under its own name: the generic transformer."""
     places = {}
     for stem in stems:
-        found = _generic_prefix(stem)
+        found = _generic_prefix(stem, passing)
         if found:
-            places[stem] = Place(
-                stem[0] or GENERIC_COMPONENT, "", found[0], Placement(found[1], (found[1],), (1,), "rows", ".")
-            )
+            prefix, path = found[0], passing.path(found[1])
+            placement = Placement(path, (path,), (1,), "rows", ".")
+            places[stem] = Place(stem[0] or GENERIC_COMPONENT, "", prefix, placement)
     return places

@@ -6,11 +6,14 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from typing import NamedTuple
 
+from loratools.adapters.factors import transposed
 from loratools.adapters.kind import kind_of
 from loratools.errors import IncompleteAdapter
+from loratools.formats.beside import companion, replaced_norm
 from loratools.formats.detect import Stem
+from loratools.formats.format import NUMBERED, WHOLE
 from loratools.formats.opening import Part
-from loratools.formats.suffixes import IA3_VECTOR, Cut, Suffix, cut
+from loratools.formats.suffixes import Cut, Suffix, cut
 from loratools.tensors.lazy import LazyTensor
 from loratools.tensors.source import TensorSource
 
@@ -21,6 +24,11 @@ class Found(NamedTuple):
     key: str
     tensor: LazyTensor
     cut: Cut
+
+    @property
+    def factor(self) -> LazyTensor:
+        """The tensor as its role has it, whichever way the file stores it."""
+        return transposed(self.tensor) if self.cut.row.turned else self.tensor
 
 
 class Group(NamedTuple):
@@ -56,7 +64,11 @@ class Group(NamedTuple):
     @property
     def factors(self) -> dict[str, LazyTensor]:
         """The factors by role: alpha left out, DoRA's magnitude made one-dimensional on the axis its shape tells."""
-        factors = {role: item.tensor for role, item in self.found.items() if role not in ("alpha", "dora_scale")}
+        for item in self.found.values():
+            if item.cut.row.turned and len(item.tensor.shape) != 2:
+                why = f"a factor of shape {list(item.tensor.shape)} where a matrix was expected: stacked experts?"
+                raise IncompleteAdapter(why, path=self.file, key=item.key)
+        factors = {role: item.factor for role, item in self.found.items() if role not in ("alpha", "dora_scale")}
         if "magnitude" in factors:
             factors["magnitude"] = factors["magnitude"].reshape(factors["magnitude"].numel)
         scale = self.found.get("dora_scale")
@@ -114,24 +126,31 @@ def collect(parts: Sequence[Part]) -> tuple[dict[Stem, Group], list[tuple[Part, 
                 reason = "two adapters in one file" if other.cut.adapter != piece.adapter else "one factor twice"
                 raise IncompleteAdapter(f"{reason}: {other.key} and {key}", path=part.source.name, key=key)
             roles[role] = Found(key, part.source[key], piece)
-    rest = [item for item in rest if not _joined(*item, found)]
-    return {stem: Group(stem, files[stem], roles) for stem, roles in found.items()}, rest
+    left: list[tuple[Part, str]] = []
+    for part, key in rest:
+        piece = _beside(part, key, found)
+        if piece is None:
+            left.append((part, key))
+            continue
+        stem = (part.component, piece.stem)
+        files[stem] = part.source.name
+        found.setdefault(stem, {})[piece.row.role] = Found(key, part.source[key], piece)
+    return {stem: Group(stem, files[stem], roles) for stem, roles in found.items()}, left
 
 
 def _numbered(source: TensorSource) -> dict[str, tuple[str, Suffix, str]]:
-    """key → (component, row, path) of the layers that a file numbers, in keys without a dot."""
-    if all("." in key for key in source):
+    """key → (component, row, path) of the layers that a file numbers: in keys without a dot, or as `weights.0.…`."""
+    if NUMBERED not in source and all("." in key for key in source):
         return {}
-    from loratools.formats.positional import ROWS, placed  # the walks through the models, for the few such files
+    from loratools.formats.positional import placed  # the walks through the models, for the few such files
 
-    return {key: (component, ROWS[role], path) for key, (component, path, role) in placed(source).items()}
+    return placed(source)
 
 
-def _joined(part: Part, key: str, found: Mapping[Stem, dict[str, Found]]) -> bool:
-    """(IA)³ names its vector plain `.weight`: it is one only where `.on_input` stands beside it."""
-    stem, dot, leaf = key.rpartition(".")
-    roles = found.get((part.component, stem))
-    if leaf != "weight" or not roles or "on_input" not in roles:
-        return False
-    roles["scale_vector"] = Found(key, part.source[key], Cut(stem, f"{dot}{leaf}", IA3_VECTOR))
-    return True
+def _beside(part: Part, key: str, found: Mapping[Stem, dict[str, Found]]) -> Cut | None:
+    """What a key says only beside others, cut; None where it says nothing more."""
+    roles = found.get((part.component, key.rpartition(".")[0]))
+    piece = companion(key, [item.cut for item in roles.values()]) if roles else None
+    if piece is None and found and not key.startswith(WHOLE):
+        piece = replaced_norm(key)
+    return piece

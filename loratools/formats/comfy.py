@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from loratools.architectures.architecture import Architecture, Component
-from loratools.architectures.text_encoders import COMFY_LEVEL, comfy_word
+from loratools.architectures.language_encoders import COMFY_LEVEL
+from loratools.architectures.text_encoders import comfy_word
 from loratools.formats.format import BUNDLE, Format, Options
 from loratools.formats.suffixes import WRITTEN
 from loratools.model import Spelling
@@ -14,14 +15,14 @@ def _spell(architecture: Architecture | None, component: Component | None, _: Op
     if architecture is None or component is None or not architecture.comfy:
         return None
     if component is architecture.denoiser:
-        return Spelling("diffusion_model.", architecture.comfy, False, WRITTEN["kohya"])
+        return Spelling("diffusion_model.", architecture.comfy, False, WRITTEN["comfy"])
     if component.inside:
-        return Spelling("diffusion_model.", component.inside, False, WRITTEN["kohya"])
+        return Spelling("diffusion_model.", component.inside, False, WRITTEN["comfy"])
     word = comfy_word(component.namings)
     if word is None:
         return None
     naming = component.naming(COMFY_LEVEL) or component.namings[0]
-    return Spelling(f"text_encoders.{word}.transformer.", naming.name, False, WRITTEN["kohya"])
+    return Spelling(f"text_encoders.{word}.transformer.", naming.name, False, WRITTEN["comfy"])
 
 
 # Without an alpha tensor ComfyUI takes scale 1, whatever the metadata say, so its alphas are kohya's.

@@ -78,6 +78,14 @@ def alpha_of(config: Config, names: Sequence[str], *, path: object) -> Fraction:
     return number(_PEFT_ALPHA if found is None else found, path=path, key="lora_alpha")
 
 
+def scale_of(config: Config, *, path: object) -> Fraction | None:
+    """The scale that an MLX configuration states for every layer; None for a configuration of PEFT's."""
+    parameters = config.get("lora_parameters")
+    if not isinstance(parameters, Mapping) or "scale" not in parameters:
+        return None
+    return number(parameters["scale"], path=path, key="scale")
+
+
 def rank_of(config: Config, names: Sequence[str]) -> int | None:
     """The rank that the configuration states for the module; AdaLoRA's are pruned, and what it states is not kept."""
     if _is_adalora(config):

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from loratools.architectures.architecture import Architecture, shapes
 from loratools.architectures.naming import Located, Naming, Placement, Rows, Skeleton, locate, skeleton
-from loratools.architectures.registry import ARCHITECTURES, index
+from loratools.architectures.registry import ARCHITECTURES, namings_of
 from loratools.formats.prefixes import Prefix, prefixes
 
 # A stem of one file of a set: the component that the file's place in a folder names (or None), and the stem itself.
@@ -85,7 +85,7 @@ class _Options:
 
     def _options(self, hint: str | None, prefix: Prefix, words: Skeleton) -> list[_Option]:
         options: list[_Option] = []
-        for arch_id, component_name, naming_name in index().get(words, ()):
+        for arch_id, component_name, naming_name in namings_of(words):
             if arch_id not in self.by_id or (hint is not None and hint != component_name):
                 continue
             component = self.by_id[arch_id].by_name[component_name]

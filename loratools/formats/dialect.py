@@ -22,8 +22,11 @@ _WORDS = {
     ("peft", "kohya"): "peft",
     ("peft", "peft"): "peft",
 }
-# suffix families that tell the word alone
-_FAMILIES = {"attn-procs": "diffusers-attn-procs", "cloneofsimo": "cloneofsimo", "hcp": "hcp"}
+# namings that tell the word alone, and suffix families that do
+_NAMINGS = {"animatediff": "animatediff", "xlabs": "xlabs"}
+_FAMILIES = {"attn-procs": "diffusers-attn-procs"} | {
+    name: name for name in ("cloneofsimo", "gguf", "hcp", "mlx", "stable-cascade")
+}
 
 
 def dialect_of(
@@ -33,17 +36,14 @@ def dialect_of(
     votes: defaultdict[str, Counter[tuple[str, str, bool]]] = defaultdict(Counter)
     suffixes: defaultdict[str, defaultdict[str, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
     styles: Counter[tuple[str, str, str]] = Counter()
-    spelt: Counter[tuple[str, str, str, str]] = Counter()
-    rows: dict[str, Suffix] = {}
+    spelt: Counter[tuple[str, str, str, str, Suffix]] = Counter()
     for stem, place in places.items():
         component, naming, start = place.component, place.naming, place.prefix
         flat = "." in place.placement.native and "." not in stem[1][len(start.text) :]
         votes[component][start.text, naming, flat] += 1
         for item in groups[stem].found.values():
-            spelt[component, naming, start.style, item.cut.suffix] += 1
-            rows[item.cut.suffix] = item.cut.row
-    for (component, naming, style, suffix), count in spelt.items():
-        row = rows[suffix]
+            spelt[component, naming, start.style, item.cut.suffix, item.cut.row] += 1
+    for (component, naming, style, suffix, row), count in spelt.items():
         for canonical in canonical_roles(row.role):
             suffixes[component][f"{row.kind}.{canonical}" if row.kind else canonical][suffix] += count
         if row.kind:
@@ -60,7 +60,7 @@ def dialect_of(
     return Dialect(
         _word(styles, opened),
         spellings,
-        "none" if policy == "absent" else policy,
+        "none" if policy == "absent" else "tensor" if policy == "tensor (not read)" else policy,
         stored.most_common(1)[0][0] if stored else None,
     )
 
@@ -70,8 +70,8 @@ def _word(styles: Counter[tuple[str, str, str]], opened: Opened) -> str:
     if not styles:
         return "unknown"
     style, family, naming = styles.most_common(1)[0][0]
-    if family in _FAMILIES:
-        return _FAMILIES[family]
+    if naming in _NAMINGS or family in _FAMILIES:
+        return _NAMINGS.get(naming) or _FAMILIES[family]
     if style in ("comfy", "comfy-text"):
         return "comfy"
     if style == "bare":

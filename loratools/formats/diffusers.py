@@ -9,7 +9,9 @@ from loratools.architectures.architecture import Architecture, Component
 from loratools.formats.configs import Module, build
 from loratools.formats.format import Format, Options
 from loratools.formats.suffixes import WRITTEN
-from loratools.model import Spelling
+from loratools.model import Spelling, Target
+
+_NORMS = ("norm_q", "norm_k", "norm_added_q", "norm_added_k")
 
 
 def _spell(architecture: Architecture | None, component: Component | None, _: Options) -> Spelling | None:
@@ -17,6 +19,11 @@ def _spell(architecture: Architecture | None, component: Component | None, _: Op
     if architecture is None or component is None:
         return None  # diffusers has no loader for it
     return Spelling(f"{component.name}.", component.namings[0].name, False, WRITTEN["diffusers"])
+
+
+def loads_norm(target: Target) -> bool:
+    """Whether the loader of Flux' control adapters puts that norm in its place: those of queries and keys alone."""
+    return target.paths[0].rpartition(".")[2] in _NORMS
 
 
 def block(component: str, modules: Sequence[tuple[str, int, Any]], **fields: Any) -> dict[str, Any]:
@@ -40,6 +47,6 @@ DIFFUSERS = Format(
     title="diffusers: dotted names by component, alpha in lora_adapter_metadata",
     readers=("diffusers", "comfyui"),
     alpha="metadata",
-    kinds=("lora",),
+    kinds=("lora", "norm"),
     spell=_spell,
 )

@@ -10,6 +10,7 @@ from loratools.adapters.adapter import Adapter
 from loratools.adapters.settings import tuner_of
 from loratools.errors import NotRepresentable
 from loratools.formats.alpha_tensor import plain
+from loratools.formats.diffusers import loads_norm
 from loratools.formats.format import Format
 from loratools.tensors.lazy import LazyTensor
 
@@ -34,6 +35,14 @@ _NO_PLACE = {
 # the same, by format: what its sort says does not hold for it, and what its reader lacks beyond that
 _OWN_PLACES: Mapping[str, Mapping[str, str | None]] = {
     "comfy": _RESIDUAL,
+    "diffusers": {
+        "norm_diff": "has no place for a difference of a norm (w_norm), only for a norm whole",
+        "norm_bias_diff": "has no place for a difference of a norm's bias (b_norm)",
+    },
+    "mlx": {
+        "singular": "has no place for AdaLoRA's singular values (lora_E)",
+        "up_bias": "has no place for a bias of the up factor (lora_B.bias)",
+    },
     "hcp": {
         "up_bias": None,
         "bias_diff": "has no place for a difference of the bias (diff_b)",
@@ -89,13 +98,12 @@ def refusal(item: Adapter, form: Format) -> str | None:
     """Why a format cannot hold an adapter exactly, or None."""
     if item.kind not in form.kinds:
         return f"{form.id} has no place for {item.kind}"
-    if "singular" in item.factors:
+    if form.id == "diffusers" and item.kind == "norm" and not loads_norm(item.target):
+        return f"{form.id} puts norms of queries and keys in their place, and no others"
+    if "singular" in item.factors and form.id != "mlx":
         return _beside_singular_values(item, form)
     if item.kind == "oft" and form.alpha == "config":
-        if "skew" not in item.factors:
-            return f"{form.id} has no place for a rotation of the outputs; PEFT's own turns the inputs (oft_R)"
-        if "num_cayley_neumann_terms" not in item.settings:
-            return f"{form.id} needs OFT's form of rotation, which stands in a configuration only, and here is none"
+        return _not_pefts_rotation(item, form)
     if item.kind == "ia3" and "on_input" not in item.factors and form.alpha == "tensor":
         return f"{form.id} needs to be told which axis the vector scales, and this file does not say"
     if item.kind == "ia3" and form.alpha == "config" and "on_input" in item.factors:
@@ -103,11 +111,22 @@ def refusal(item: Adapter, form: Format) -> str | None:
         return f"{form.id} reads (IA)³ of PEFT's own only: LyCORIS' vector is another, and leaves the bias alone"
     if item.kind in ("loha", "lokr") and form.alpha == "config" and "magnitude" in item.factors:
         return f"{form.id} has no DoRA of a {item.kind}"
+    if form.recorded:
+        return None  # its suffixes say what it held
     for role in item.factors:
         sort = _NO_PLACE["tensor" if form.alpha == "tensor" else "config"]
         reason = _OWN_PLACES.get(form.id, {}).get(role, sort.get(role))
         if reason:
             return f"{form.id} {reason}"
+    return None
+
+
+def _not_pefts_rotation(item: Adapter, form: Format) -> str | None:
+    """Why a configuration cannot speak of a rotation: PEFT's own turn the inputs, in a form that it states."""
+    if "skew" not in item.factors:
+        return f"{form.id} has no place for a rotation of the outputs; PEFT's own turns the inputs (oft_R)"
+    if "num_cayley_neumann_terms" not in item.settings:
+        return f"{form.id} needs OFT's form of rotation, which stands in a configuration only, and here is none"
     return None
 
 
@@ -123,11 +142,12 @@ def _beside_singular_values(item: Adapter, form: Format) -> str | None:
 
 def uniform(members: list[Adapter], component: str) -> list[Adapter]:
     """One configuration speaks for a whole component: DoRA, biases and rsLoRA must be everywhere or nowhere."""
-    with_magnitude = [item for item in members if "magnitude" in item.factors]
-    if with_magnitude and len(with_magnitude) < len(members):
-        bare = next(item for item in members if "magnitude" not in item.factors)
+    layers = [item for item in members if item.kind != "norm"]
+    with_magnitude = [item for item in layers if "magnitude" in item.factors]
+    if with_magnitude and len(with_magnitude) < len(layers):
+        bare = next(item for item in layers if "magnitude" not in item.factors)
         raise NotRepresentable(
-            f"{component}: {len(with_magnitude)} of {len(members)} layers are DoRA; this format holds all or none",
+            f"{component}: {len(with_magnitude)} of {len(layers)} layers are DoRA; this format holds all or none",
             key=bare.origin.stem if bare.origin else None,
             path=bare.origin.file if bare.origin else None,
             hint="the others need a magnitude, the row norms of base + delta, which this file does not hold",

@@ -14,7 +14,10 @@ from loratools.tensors.source import LocalFile, MemoryTensors, TensorSource
 
 CONFIG = "adapter_config.json"
 PIPELINE = "model_index.json"
-_WEIGHTS = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors", "adapter_model.bin")
+_MLX_WEIGHTS = "adapters.safetensors"
+WEIGHTS = (
+    "adapter_model.safetensors", "pytorch_lora_weights.safetensors", "adapter_model.bin", _MLX_WEIGHTS
+)  # fmt: skip
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 _COMPONENT_WEIGHTS = ("model", "diffusion_pytorch_model")
 _CONFIG_LIMIT = 16 << 20
@@ -31,11 +34,15 @@ class Part(NamedTuple):
 
 
 class Opened(NamedTuple):
-    """A reference, opened: nothing has been read but headers and configurations."""
+    """A reference, opened: nothing has been read but headers and configurations.
+
+    `hub` names it on the Hub, at its commit, where it came from there.
+    """
 
     name: str
     parts: tuple[Part, ...]
     layout: str = "file"
+    hub: str | None = None
 
     @property
     def files(self) -> tuple[LocalFile, ...]:
@@ -55,7 +62,7 @@ def open_reference(reference: Reference, *, unsafe_pickle: bool = False) -> Open
     path = Path(text)
     if not os.path.lexists(path):
         if text.startswith(("hf://", "http://", "https://")):
-            raise UsageError("references to the Hub or the web cannot be read", path=text, hint=f"hf download … {text}")
+            raise UsageError("a path is needed here", path=text, hint=f"loratools pull {text} -o DIR")
         raise PathNotFound("no such file or folder", path=text)
     if path.is_dir():
         return _open_folder(path, unsafe_pickle=unsafe_pickle)
@@ -67,11 +74,22 @@ def _open_part(path: Path, component: str | None = None, *, unsafe_pickle: bool,
         from loratools.tensors.sharded import open_sharded  # seldom an adapter's
 
         return Part(component, open_sharded(path), config)
+    if path.suffix.lower() == ".gguf":
+        return _open_gguf(path, component)
     if path.suffix.lower() in _PICKLES:
         from loratools.tensors.pickle_file import open_pickle  # its checks and its child cost more than most commands
 
         return Part(component, open_pickle(path, allowed=unsafe_pickle), config)
     return Part(component, open_safetensors(path), config)
+
+
+def _open_gguf(path: Path, component: str | None) -> Part:
+    """A GGUF file, whose header has the alpha of all layers; 0 stands for none."""
+    from loratools.tensors.gguf_file import GgufFile  # an optional library reads them
+
+    source = GgufFile(path)
+    alpha = source.metadata.get("adapter.lora.alpha", "0")
+    return Part(component, source, {"lora_alpha": alpha} if float(alpha) else None)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -84,20 +102,21 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def _weights(folder: Path) -> Path | None:
     """The weights of an adapter folder."""
-    return next((folder / name for name in _WEIGHTS if (folder / name).exists()), None)
+    return next((folder / name for name in WEIGHTS if (folder / name).exists()), None)
 
 
 def _open_adapter(folder: Path, component: str | None, *, unsafe_pickle: bool) -> Part:
     weights = _weights(folder)
     if weights is None:
-        raise PathNotFound(f"{CONFIG} stands there without weights", path=folder, hint=f"expected {_WEIGHTS[0]}")
+        raise PathNotFound(f"{CONFIG} stands there without weights", path=folder, hint=f"expected {WEIGHTS[0]}")
     return _open_part(weights, component, unsafe_pickle=unsafe_pickle, config=read_config(folder / CONFIG))
 
 
 def _open_folder(folder: Path, *, unsafe_pickle: bool) -> Opened:
     name = str(folder)
     if (folder / CONFIG).exists():
-        return Opened(name, (_open_adapter(folder, None, unsafe_pickle=unsafe_pickle),), "peft")
+        part = _open_adapter(folder, None, unsafe_pickle=unsafe_pickle)
+        return Opened(name, (part,), "mlx" if "lora_parameters" in (part.config or {}) else "peft")
     if (folder / PIPELINE).exists():
         return Opened(name, tuple(_pipeline_parts(folder, unsafe_pickle=unsafe_pickle)), "pipeline")
     nested = sorted(child for child in folder.iterdir() if (child / CONFIG).exists())

@@ -15,14 +15,17 @@ from typing import Any
 from loratools.adapters.adapter import Adapter, AdapterSet
 from loratools.adapters.unfold import unfolded
 from loratools.architectures.architecture import Architecture
-from loratools.errors import MalformedFile, UsageError
+from loratools.architectures.llm_namings import stacked_name
+from loratools.errors import MalformedFile, NotRepresentable, UsageError
 from loratools.formats.alpha_tensor import Stored
+from loratools.formats.alphas import ABSENT
 from loratools.formats.configs import DIFFUSERS_KEY, parse_json
-from loratools.formats.format import Format
+from loratools.formats.format import PEFT_WEIGHTS, Format
 from loratools.formats.kohya import KOHYA
+from loratools.formats.mlx import MLX
 from loratools.formats.record import damaged
-from loratools.formats.render import OutputFile, Rendered, render
-from loratools.formats.spell import Writer, dimensions_of
+from loratools.formats.render import Rendered, render
+from loratools.formats.spell import Writer, dimensions_of, naming_for
 from loratools.model import Spelling, Target
 from loratools.tensors.lazy import LazyTensor
 
@@ -102,7 +105,19 @@ def as_format(record: Original) -> Format:
     alpha: Any = "tensor" if record.alpha in ("tensor", "none") else record.alpha
     if record.alpha == "none" and record.folder and record.configs:
         alpha = "config"  # of kinds without an alpha, (IA)³ and OFT, whose configuration says other things
-    return Format(record.format, "as it was", (), alpha, KOHYA.kinds, lambda *_: None, record.folder, ("",))
+    return Format(
+        record.format,
+        "as it was",
+        (),
+        alpha,
+        KOHYA.kinds,
+        lambda *_: None,
+        record.folder,
+        ("",),
+        absent=ABSENT.get(record.format),
+        weights=MLX.weights if record.format == MLX.id else PEFT_WEIGHTS,
+        recorded=True,
+    )
 
 
 def writers_of(
@@ -112,8 +127,7 @@ def writers_of(
     found = {}
     for name, spelling in record.spellings.items():
         component = architecture.by_name.get(name) if architecture else None
-        naming = component.naming(spelling.naming) if component else None
-        found[name] = Writer(spelling, naming, dimensions_of(known, name))
+        found[name] = Writer(spelling, naming_for(component, spelling.naming), dimensions_of(known, name))
     return found
 
 
@@ -122,7 +136,9 @@ def target_of(record: Original, by_component: Mapping[str, Writer], component: s
     exception = record.targets.get(f"{component}{_TUPLES}{path}")
     if exception and path in exception[0]:
         return Target(component, tuple(exception[0]), tuple(exception[1]))
-    return by_component[component].target(component, path)
+    writer = by_component[component]
+    # A naming of adapters alone has no name for what its file had not: a part that fusing filled up with zeros.
+    return writer.target(component, path) if writer.names(path) else Target(component, (path,))
 
 
 def describe(adapters: AdapterSet, architecture: Architecture | None, *, folder: bool, path: object) -> Original:
@@ -186,8 +202,8 @@ def _unequal(adapters: Sequence[Adapter], architecture: Architecture | None) -> 
 def _exceptions(item: Adapter, writer: Writer, keys: dict[str, str], shapes: dict[str, list[int]]) -> None:
     """What the dialect alone would spell otherwise than the file did."""
     origin = item.origin
-    if origin is None:
-        return
+    if origin is None or (writer.stacked and stacked_name(writer.placement(item.target.paths[0]).native)):
+        return  # an expert of a parameter has no key of its own
     given = writer.tensors(item)
     for role, key in writer.keys(item, item.factors).items():
         if key != origin.keys[role]:
@@ -201,7 +217,12 @@ def _exceptions(item: Adapter, writer: Writer, keys: dict[str, str], shapes: dic
 def restore(
     adapters: AdapterSet, record: Original, architecture: Architecture | None, *, allow_lossy: bool
 ) -> Rendered:
-    """The set in its original spelling: the dialect, then the exceptions, then the configurations word for word."""
+    """The set in its original spelling: the dialect, then the exceptions, then the configurations word for word.
+
+    Raises NotRepresentable for a GGUF file, whose container is not written.
+    """
+    if record.format == "gguf":
+        raise NotRepresentable("GGUF files are read, and not written", hint="--to peft, or --to mlx")
     by_component = writers_of(record, architecture)
 
     def stored(item: Adapter) -> Stored | None:
@@ -235,7 +256,9 @@ def restore(
             raise MalformedFile("the record of the original spelling gives two tensors one key", key=ORIGINAL_KEY)
         metadata = {key: value for key, value in file.metadata.items() if key not in dropped} | dict(record.metadata)
         config = record.configs.get(file.name) or record.configs.get("") or file.config
-        files.append(OutputFile(file.name, tensors, metadata, config if file.config is not None else None))
+        files.append(
+            replace(file, tensors=tensors, metadata=metadata, config=config if file.config is not None else None)
+        )
     return replace(rendered, files=tuple(files))
 
 

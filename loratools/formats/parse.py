@@ -12,31 +12,33 @@ from loratools.adapters.adapter import Adapter, AdapterSet, Origin
 from loratools.adapters.ia3 import on_axis
 from loratools.adapters.kind import kind_of
 from loratools.adapters.settings import feedforward, settings_of
-from loratools.architectures.llm import model_types
-from loratools.architectures.naming import Placement
-from loratools.errors import IncompleteAdapter, UnknownKeys, WrongRole, closest
+from loratools.architectures.llm import PREFIX, architecture_id
+from loratools.errors import IncompleteAdapter, UnknownKeys, WrongRole
 from loratools.formats import alphas, configs
 from loratools.formats.alphas import Settings
-from loratools.formats.choose import GENERIC, PEFT, Choice, candidates, generic, settled
+from loratools.formats.choose import GENERIC, Choice, candidates, heirs, settled
 from loratools.formats.collect import Group, canonical_roles, collect
-from loratools.formats.detect import Place, Stem, by_names
+from loratools.formats.detect import Place, Stem
 from loratools.formats.dialect import dialect_of
-from loratools.formats.format import BUNDLE, EMBEDDING
+from loratools.formats.experts import unstacked
+from loratools.formats.language import configured_names, language_places, types_of
 from loratools.formats.layouts import turned
-from loratools.formats.opening import Opened, Part
+from loratools.formats.leftovers import (
+    KNOWN_HARMLESS,
+    UnknownKey,
+    extras_of,
+    is_extra,
+    kept_as_books,
+    unknown_keys,
+)
+from loratools.formats.named import by_adapters_name
+from loratools.formats.opening import Opened
+from loratools.formats.passing import passing_of
+from loratools.formats.peft_variants import moved_bases, refuse_variants
 from loratools.formats.processors import NEVER_RUN, never_run
-from loratools.model import Target
+from loratools.formats.refused import refuse_known, refuse_tuner
+from loratools.model import Alpha, Target
 from loratools.tensors.lazy import LazyTensor
-
-
-class UnknownKey(NamedTuple):
-    """A key that no adapter took: `kind` is "wrong family", "unknown" or "never run", which does no harm; `near` is the
-    known key most like it.
-    """
-
-    key: str
-    kind: str
-    near: str | None = None
 
 
 class Reading(NamedTuple):
@@ -53,7 +55,7 @@ class Reading(NamedTuple):
 
     def require_known(self) -> None:
         """Raise UnknownKeys where a tensor was not recognised: a job would drop it."""
-        unknown = [item for item in self.unknown if item.kind != NEVER_RUN]
+        unknown = [item for item in self.unknown if item.kind not in (NEVER_RUN, KNOWN_HARMLESS)]
         if unknown:
             first = unknown[0]
             raise UnknownKeys(
@@ -69,11 +71,16 @@ def parse(opened: Opened, *, arch: str | None = None) -> Reading:
     """Read an adapter file; raises WrongRole where it holds none, IncompleteAdapter, ArchitectureMismatch."""
     metadata = {key: value for part in opened.parts for key, value in part.source.metadata.items()}
     groups, rest = collect(opened.parts)
+    refuse_known(groups.values(), [key for _, key in rest], path=opened.name)
     idle = {stem: groups.pop(stem) for stem in never_run(groups)}
+    books = {stem: groups.pop(stem) for stem, group in list(groups.items()) if kept_as_books(group)}
     if not groups:
+        refuse_tuner(opened.parts, path=opened.name)
         raise WrongRole(
             "no adapter weights were found", path=opened.name, hint="loratools inspect tells what the file is"
         )
+    refuse_variants(opened.parts, path=opened.name)
+    groups, experts = unstacked(groups, opened.parts)
     kinds = {stem: group.kind for stem, group in groups.items()}
     factors = {stem: group.factors for stem, group in groups.items()}
     sound: set[tuple[object, ...]] = set()
@@ -86,34 +93,41 @@ def parse(opened: Opened, *, arch: str | None = None) -> Reading:
     weights = {
         stem: shape for stem in groups if (shape := kind_of(kinds[stem]).weight_shape(factors[stem])) is not None
     }
-    choice = candidates(opened, list(groups), weights, metadata, arch)
+    passing = passing_of(groups, opened)
+    choice = candidates(opened, list(groups), weights, metadata, arch, passing=passing)
     found = choice.found
     settings = _Settings(opened, metadata)
 
     @cache
+    def unnamed() -> dict[Stem, Place]:
+        return language_places(groups, weights, experts, passing)
+
+    @cache
     def bind(arch_id: str) -> tuple[AdapterSet, list[str]]:
-        candidate = next((item for item in found if item.architecture.id == arch_id), None)
-        places = candidate.places if candidate else generic(list(groups))
+        candidate = next((item for item in (*found, *heirs(arch_id, groups)) if item.architecture.id == arch_id), None)
+        places = by_adapters_name(candidate.places, groups, candidate.architecture) if candidate else unnamed()
         bound, warnings = _bind(groups, kinds, factors, places, settings)
         ids = tuple(item.architecture.id for item in found) if candidate else (GENERIC,)
         dialect = dialect_of(groups, places, bound, opened)
-        extras = _extras(rest, bound[0].target.component if bound else "")
+        extras = extras_of(rest, bound[0].target.component if bound else "")
         return AdapterSet(ids, dialect, bound, extras, metadata, settings.components()), warnings
 
     first = found[0].architecture.id if found else GENERIC
     adapters, warnings = bind(first)
-    placed = found[0].places if found else generic(list(groups))
+    placed = found[0].places if found else unnamed()
     missed = [stem for stem in groups if stem not in placed]
-    unknown = _unknown(groups, missed, [key for part, key in rest if not _is_extra(part, key)])
-    unknown += tuple(UnknownKey(item.key, NEVER_RUN) for group in idle.values() for item in group.found.values())
+    unknown = unknown_keys(groups, missed, [key for part, key in rest if not is_extra(part, key)])
+    for kind, held in ((NEVER_RUN, idle), (KNOWN_HARMLESS, books)):
+        unknown += tuple(UnknownKey(item.key, kind) for group in held.values() for item in group.found.values())
     if idle:
         warnings.append(f"{len(idle)} layers were never run by the program that trained them, and are left out")
     chosen = settled(found, metadata, arch)
     if not found:
-        types = model_types([item.target.paths[0] for item in adapters.adapters])
-        adapters = replace(
-            adapters, architectures=tuple(f"llm-{name.replace('_', '-')}" for name in types) or (GENERIC,)
-        )
+        types = types_of(placed.values())
+        ids = tuple(map(architecture_id, [passing.model_type] if passing.model_type in types else types))
+        if arch is not None and arch.startswith(PREFIX):
+            ids = (arch,)
+        adapters = replace(adapters, architectures=ids or (GENERIC,))
         chosen = adapters.architectures[0] if len(adapters.architectures) == 1 else GENERIC
     return Reading(
         opened,
@@ -121,7 +135,7 @@ def parse(opened: Opened, *, arch: str | None = None) -> Reading:
         choice.variants,
         chosen,
         unknown,
-        (*_counted(warnings), *_strange_sizes(choice)),
+        (*_counted(warnings), *moved_bases(opened.parts), *_strange_sizes(choice)),
         choice.evidence,
         lambda arch_id: bind(arch_id)[0],
     )
@@ -156,7 +170,8 @@ class _Settings:
         self.opened = opened
         raw = metadata.get(configs.DIFFUSERS_KEY)
         self.diffusers = configs.by_component(raw, path=opened.name) if raw else {}
-        self.free = Settings(free=alphas.free_alpha(metadata, path=opened.name))
+        free = alphas.free_alpha(metadata, path=opened.name)
+        self.free = Settings(free=free, trained=alphas.trained_alpha(metadata))
         for config in (*self.diffusers.values(), *(part.config for part in opened.parts)):
             if config:
                 from loratools.formats.patterns import require_bounded  # a file without a configuration has no patterns
@@ -207,11 +222,13 @@ def _bind(
                     key=group.stem[1],
                     hint="the file names one layer in two ways; remove one of them",
                 )
+        if placement.layout == "dealt":
+            warnings.append("rows are read as dealt out by heads, which the adapter's name inside the keys tells alone")
         kind = kind_of(kinds[stem])
         held = dict(factors[stem])
         stored = group.found.get("alpha")
         said = settings.of(stem, place.component)
-        names = _names(placement) if said.config is not None else ()
+        names = _names(place) if said.config is not None else ()
         beside = settings_of(said.config, **alphas.stated_rank(said.config, names)) if said.config is not None else {}
         inputs = feedforward(said.config, names) if kind.name == "ia3" and said.config is not None else None
         if inputs is not None and "on_input" not in held:
@@ -228,9 +245,12 @@ def _bind(
             is_scale=stored is not None and stored.cut.row.is_scale,
         )
         warnings += noticed
+        family = next(iter(group.found.values())).cut.row.family
+        if stored is None and family in alphas.ABSENT:
+            alpha = Alpha(alphas.ABSENT[family])
         if stored is None and any(item.cut.row.family == "hcp" for item in group.found.values()):
             warnings.append("no scale is stored, and 1 is taken; HCP-Diffusion's own loader would take 1 / rank")
-        held = dict(turned(kind, held, placement, path=group.file, key=group.stem[1]))
+        held = dict(turned(kind, held, placement, path=group.file, key=group.stem[1], native=True))
         adapters.append(Adapter(target, kind.name, held, alpha, _origin(group), beside))
     return tuple(adapters), warnings
 
@@ -242,46 +262,14 @@ def _origin(group: Group) -> Origin:
     if "dora_scale" in keys:
         for role in canonical_roles("dora_scale"):
             keys[role], shapes[role] = keys["dora_scale"], shapes["dora_scale"]
-    return Origin(group.file, group.stem[1], keys, shapes)
+    stem = next(iter(group.found.values())).cut.stem  # an expert's is that of all experts
+    return Origin(group.file, stem, keys, shapes)
 
 
-def _names(placement: Placement) -> list[str]:
+def _names(place: Place) -> list[str]:
     """The names under which a configuration may speak of a module: native, canonical, with or without `text_model.`."""
-    names = dict.fromkeys((placement.native, *placement.paths))
+    names = dict.fromkeys((*configured_names(place), place.placement.native, *place.placement.paths))
     return list(dict.fromkeys(spelt for name in names for spelt in (name, name.removeprefix("text_model."))))
-
-
-def _extras(rest: Sequence[tuple[Part, str]], component: str) -> dict[str, dict[str, LazyTensor]]:
-    """component → key → tensor of what is known and no adapter; `component` is that of a file that names none."""
-    found: dict[str, dict[str, LazyTensor]] = {}
-    for part, key in rest:
-        if _is_extra(part, key):
-            whole = key.startswith(PEFT)
-            found.setdefault((part.component or component) if whole else "", {})[key] = part.source[key]
-    return found
-
-
-def _is_extra(part: Part, key: str) -> bool:
-    """Whether a key that is no factor is known: a module that PEFT saves whole (modules_to_save, biases), an embedding
-    that A1111 bundles, or one of cloneofsimo's tokens.
-    """
-    if key.startswith(PEFT):
-        return key.endswith((".weight", ".bias"))
-    return key.startswith(BUNDLE) or part.source.metadata.get(key) == EMBEDDING
-
-
-def _unknown(groups: Mapping[Stem, Group], missed: Sequence[Stem], rest: Sequence[str]) -> tuple[UnknownKey, ...]:
-    """The keys that no adapter took, with the nearest known key for the first few."""
-    found = [
-        UnknownKey(item.key, "wrong family" if by_names([stem]) else "unknown")
-        for stem in missed
-        for item in groups[stem].found.values()
-    ]
-    found += [UnknownKey(key, "unknown") for key in rest]
-    known = [item.key for stem, group in groups.items() if stem not in set(missed) for item in group.found.values()]
-    return tuple(
-        item._replace(near=closest(item.key, known[:4000])) if at < 3 else item for at, item in enumerate(found)
-    )
 
 
 def _counted(warnings: Sequence[str]) -> list[str]:

@@ -39,12 +39,25 @@ _CARRIED = (
 
 def carried(config: Config) -> dict[str, Any]:
     """The fields of a source's configuration that its new one keeps; without modules_to_save PEFT would drop them."""
-    return {field: config[field] for field in _CARRIED if config.get(field) is not None}
+    found = {field: config[field] for field in _CARRIED if config.get(field) is not None}
+    return {"base_model_name_or_path": config["model"], **found} if config.get("model") else found  # MLX' word for it
 
 
-def config(modules: Sequence[tuple[str, int, Any]], **fields: Any) -> dict[str, Any]:
-    """adapter_config.json for (path, rank, alpha) of every module, each pattern anchored to the whole path."""
-    rows = [Module(path, f"^{path}", rank, alpha) for path, rank, alpha in modules]
+def config(
+    modules: Sequence[tuple[str, int, Any]], parameters: Sequence[tuple[str, int, Any]] = (), **fields: Any
+) -> dict[str, Any]:
+    """adapter_config.json for (path, rank, alpha) of every module, and of every parameter that is no module's weight;
+    each pattern is anchored to the whole path.
+    """
+    rows = [Module(path, f"^{path}", rank, alpha) for path, rank, alpha in (*modules, *parameters)]
+    made = _config(rows, **fields)
+    if parameters:
+        made["target_parameters"] = sorted({path for path, _, _ in parameters})
+        made["target_modules"] = [name for name in made["target_modules"] if name not in made["target_parameters"]]
+    return made
+
+
+def _config(rows: Sequence[Module], **fields: Any) -> dict[str, Any]:
     return {
         "auto_mapping": None,
         "base_model_name_or_path": None,

@@ -14,12 +14,12 @@ from math import prod
 from loratools.architectures.architecture import Shapes, shapes
 from loratools.architectures.walks import BLOCK_ORDERS, CLASSES, TEXT_CLASSES, WALKED, clip_walk, unet_walk
 from loratools.errors import ArchitectureMismatch, IncompleteAdapter
+from loratools.formats.format import NUMBERED
 from loratools.formats.suffixes import Suffix
 from loratools.tensors.source import TensorSource
 
 FAMILY = "cloneofsimo"
 ROWS = {role: Suffix(f".lora_{role}.weight", role, "lora", FAMILY) for role in ("up", "down")}
-
 _KEY = re.compile(r"(unet|text_encoder):(0|[1-9]\d{0,5}):(up|down)")
 _ITEM = re.compile(r"0|[1-9]\d{0,5}")
 _SORTS = (frozenset({"attention", "geglu"}), frozenset({"attention"}), frozenset({"attention", "geglu", "resnet"}))
@@ -28,17 +28,21 @@ _SORTS = (frozenset({"attention", "geglu"}), frozenset({"attention"}), frozenset
 Numbered = Mapping[int, Mapping[str, str]]
 
 
-def placed(source: TensorSource) -> dict[str, tuple[str, str, str]]:
-    """key → (component, canonical path, role) of the numbered layers; nothing for a file that numbers none.
+def placed(source: TensorSource) -> dict[str, tuple[str, Suffix, str]]:
+    """key → (component, row, path) of the numbered layers; nothing for a file that numbers none.
 
     Raises IncompleteAdapter where a number is missing, ArchitectureMismatch where the shapes fit no order.
     """
-    found: dict[str, tuple[str, str, str]] = {}
+    if NUMBERED in source:
+        from loratools.formats.positional_cascade import placed_in_cascade  # a model that few files are for
+
+        return placed_in_cascade(source)
+    found: dict[str, tuple[str, Suffix, str]] = {}
     for component, layers in _numbered(source).items():
         _require_whole(layers, source)
         name, paths = _fitting(component, layers, source)
         for number, roles in layers.items():
-            found |= {key: (name, paths[number], role) for role, key in roles.items()}
+            found |= {key: (name, ROWS[role], paths[number]) for role, key in roles.items()}
     return found
 
 

@@ -8,9 +8,10 @@ from loratools.formats.diffusers import DIFFUSERS
 from loratools.formats.format import Format
 from loratools.formats.hcp import HCP
 from loratools.formats.kohya import KOHYA
+from loratools.formats.mlx import MLX
 from loratools.formats.peft import PEFT
 
-FORMATS: tuple[Format, ...] = (COMFY, DIFFUSERS, HCP, KOHYA, PEFT)
+FORMATS: tuple[Format, ...] = (COMFY, DIFFUSERS, HCP, KOHYA, MLX, PEFT)
 ORIGINAL = "original"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
@@ -13,13 +13,16 @@ from loratools.adapters.regroup import Regrouped, Step, regroup
 from loratools.adapters.settings import tuner_of
 from loratools.architectures.architecture import Architecture
 from loratools.errors import InternalError, NotRepresentable
-from loratools.formats import diffusers, peft, peft_kinds
+from loratools.formats import diffusers, mlx, peft, peft_kinds
 from loratools.formats.alpha_tensor import Stored, alpha_tensor, is_plain
 from loratools.formats.configs import DIFFUSERS_KEY, Config, parse_json
-from loratools.formats.format import Format, Options
+from loratools.formats.format import PEFT_WEIGHTS, Format, Options
+from loratools.formats.gguf_names import require_named
+from loratools.formats.language import naming_to_write
 from loratools.formats.limits import holdable, uniform
 from loratools.formats.scale_tensor import SCALES_KEY, dumped, rounded_scale, scale_tensor, with_exact_scales
-from loratools.formats.spell import Writer, dimensions_of
+from loratools.formats.spell import Writer, dimensions_of, naming_for
+from loratools.formats.stacks import Piled, piled
 from loratools.formats.suffixes import BY_TEXT
 from loratools.model import Target
 from loratools.tensors.lazy import LazyTensor
@@ -29,12 +32,15 @@ GROUPS_KEY = "loratools.groups"
 
 @dataclass(frozen=True)
 class OutputFile:
-    """One file to write: its name inside the output ("" where the output is the file), and what stands beside it."""
+    """One file to write: its name inside the output ("" where the output is the file), and what stands beside it;
+    `weights` is what it is called in a folder.
+    """
 
     name: str
     tensors: Mapping[str, LazyTensor]
     metadata: Mapping[str, str]
     config: Mapping[str, Any] | None = None
+    weights: str = PEFT_WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,8 @@ def writers(
     known: tuple[Architecture, ...],
 ) -> dict[str, Writer]:
     """component → Writer; raises NotRepresentable where the format cannot name a component at all."""
+    if adapters.dialect.format == "gguf":
+        require_named(adapters)
     found: dict[str, Writer] = {}
     for name in dict.fromkeys(item.target.component for item in adapters.adapters):
         component = architecture.by_name[name] if architecture else None
@@ -73,7 +81,10 @@ def writers(
                 key=origin.stem if origin else None,
                 hint="--to peft keeps the model's own names",
             )
-        naming = component.naming(spelling.naming) if component else None
+        if component is None and not spelling.naming:
+            own = adapters.dialect.spellings.get(name)
+            spelling = replace(spelling, naming=naming_to_write(own, options, stacks=form.id == peft.PEFT.id))
+        naming = naming_for(component, spelling.naming)
         found[name] = Writer(
             spelling, naming, dimensions_of(known, name) if form.strict or form.alpha != "tensor" else {}
         )
@@ -99,19 +110,25 @@ def render(
         return by_component[component].target(component, path)
 
     adapters, restored = with_exact_scales(adapters)
-    regrouped = regroup(adapters.adapters, target_of or native, recorded=_recorded(adapters))
+    regrouped = regroup(adapters.adapters, target_of or native, recorded=recorded_groups(adapters))
     kept, lost = holdable([finish(item) for item in regrouped.adapters], form, allow_lossy=allow_lossy)
     tensors: dict[str, dict[str, LazyTensor]] = {}
     placed: list[Adapter] = []
     scales: dict[str, str] = {}
+    together: dict[str, Piled] = {}
     for component, found_members in _by_component(kept).items():
         writer = by_component[component]
         members = uniform(found_members, component) if form.alpha != "tensor" else found_members
         placed += members
         held = tensors.setdefault(component if form.folder else "", {})
-        for item in members:
+        piles = together[component] = piled(members, writer)
+        held.update(piles.tensors(writer))
+        for item in piles.plain:
             found = writer.tensors(item)
-            if form.alpha == "tensor" and not (silent_alpha(item) and is_plain(item)):
+            silent = silent_alpha(item) and (
+                is_plain(item) or (form.absent is not None and item.alpha.value == form.absent)
+            )
+            if form.alpha == "tensor" and not silent:
                 alpha, key = _alpha(item, writer, stored_alpha(item), scales)
                 if alpha is not None:
                     found[key] = alpha
@@ -123,8 +140,9 @@ def render(
     metadata = _metadata(adapters, regrouped)
     if scales:
         metadata[SCALES_KEY] = dumped(scales)
-    files = _files(form, by_component, tensors, placed, metadata, configs=adapters.configs)
-    return Rendered(files, regrouped.steps, (*lost, *extras), tuple(placed), (*restored, *scales), whole)
+    files = _files(form, by_component, tensors, placed, metadata, configs=adapters.configs, together=together)
+    steps = (*regrouped.steps, *(step for piles in together.values() for step in piles.steps))
+    return Rendered(files, steps, (*lost, *extras), tuple(placed), (*restored, *scales), whole)
 
 
 def _alpha(
@@ -142,7 +160,7 @@ def _alpha(
     return scale, writer.key(item, "alpha")
 
 
-def _recorded(adapters: AdapterSet) -> Mapping[str, Any] | None:
+def recorded_groups(adapters: AdapterSet) -> Mapping[str, Any] | None:
     """The blocks that an earlier conversion fused, or None."""
     raw = adapters.metadata.get(GROUPS_KEY)
     origin = next((item.origin for item in adapters.adapters if item.origin), None)
@@ -199,15 +217,19 @@ def _files(
     metadata: Mapping[str, str],
     *,
     configs: Mapping[str, Config],
+    together: Mapping[str, Piled],
 ) -> tuple[OutputFile, ...]:
-    """The files with their metadata and configurations; `configs` are those that the source had."""
+    """The files with their metadata and configurations; `configs` are those that the source had, `together` what was
+    put together of each component.
+    """
     members = _by_component(adapters)
     if form.alpha == "tensor":
         return (OutputFile("", tensors[""], metadata),)
     if form.alpha == "metadata":
         blocks: dict[str, Any] = {}
         for component, items in members.items():
-            blocks |= diffusers.block(component, _modules(items, by_component[component]), **_fields(items))
+            ranked = [item for item in items if item.kind != "norm"]  # which the loader puts in their place beside them
+            blocks |= diffusers.block(component, _modules(ranked, by_component[component]), **_fields(ranked))
         text = json.dumps(blocks, indent=2, sort_keys=True)
         return (OutputFile("", tensors[""], {"format": "pt", **metadata, DIFFUSERS_KEY: text}),)
     return tuple(
@@ -215,19 +237,31 @@ def _files(
             component,
             tensors[component],
             {"format": "pt", **metadata},
-            _configuration(items, by_component[component], configs.get(component) or configs.get("") or {}),
+            _configuration(
+                form,
+                items,
+                by_component[component],
+                configs.get(component) or configs.get("") or {},
+                together[component],
+            ),
+            form.weights,
         )
         for component, items in members.items()
     )
 
 
-def _configuration(items: Sequence[Adapter], writer: Writer, source: Config) -> dict[str, Any]:
+def _configuration(
+    form: Format, items: Sequence[Adapter], writer: Writer, source: Config, piles: Piled
+) -> Mapping[str, Any]:
     """adapter_config.json of one component, with what its source's configuration said beside ranks and alphas."""
+    if form.id == mlx.MLX.id:
+        return mlx.config(items, lambda item: writer.placement(item.target.paths[0]).native, source)
     if tuner_of(items[0].kind, items[0].factors) in peft_kinds.KINDS:
         return peft_kinds.config(
             items, lambda item: writer.placement(item.target.paths[0]).native, peft.carried(source), source
         )
-    return peft.config(_modules(items, writer), **peft.carried(source), **_fields(items))
+    parameters, plain = piles.parameters(writer)
+    return peft.config(_modules(plain, writer), parameters, **peft.carried(source), **_fields(items))
 
 
 def _fields(members: Sequence[Adapter]) -> dict[str, Any]:

@@ -8,12 +8,15 @@ from functools import cache
 from math import prod
 
 from loratools.adapters.adapter import Adapter
+from loratools.adapters.factors import transposed
 from loratools.adapters.kind import kind_of
 from loratools.adapters.settings import tuner_of
-from loratools.architectures.architecture import Architecture, shapes
+from loratools.architectures.architecture import Architecture, Component, shapes
+from loratools.architectures.llm_namings import LanguageNaming
 from loratools.architectures.naming import Naming, Placement
-from loratools.errors import InternalError, NotRepresentable
+from loratools.errors import NotRepresentable
 from loratools.formats.layouts import turned
+from loratools.formats.suffixes import BY_TEXT, SET_WEIGHT
 from loratools.model import Spelling, Target
 from loratools.tensors.lazy import LazyTensor
 
@@ -28,17 +31,26 @@ class Writer:
     """
 
     spelling: Spelling
-    naming: Naming | None
+    naming: Naming | LanguageNaming | None
     dimensions: Mapping[str, frozenset[int]]
 
+    @property
+    def stacked(self) -> bool:
+        """Whether all experts of a layer are one parameter."""
+        return isinstance(self.naming, LanguageNaming) and self.naming.experts == "stacked"
+
     def placement(self, path: str) -> Placement:
-        """The native weight that holds a canonical path; raises InternalError for a path outside the tables."""
+        """The native weight that holds a canonical path; raises NotRepresentable for one that the naming has not."""
         if self.naming is None:
             return Placement(path, (path,), (1,), "rows", ".")
         found = self.naming.at_canonical(path)
         if found is None:
-            raise InternalError(f"{path} is not in the naming {self.naming.name}")
+            raise NotRepresentable(f"{path} has no name in the naming {self.naming.name}", hint="--to kohya has one")
         return found
+
+    def names(self, path: str) -> bool:
+        """Whether the naming has a name for a canonical path."""
+        return self.naming is None or self.naming.at_canonical(path) is not None
 
     def target(self, component: str, path: str) -> Target:
         """The target that this naming gives a canonical path: the whole group where it fuses."""
@@ -53,6 +65,9 @@ class Writer:
     def key(self, adapter: Adapter, role: str) -> str:
         """The key of one factor; raises NotRepresentable where the spelling has no suffix for it."""
         suffix = _own(self.spelling.suffixes, adapter, role) or suffix_of(self.spelling.suffixes, adapter.kind, role)
+        if suffix == SET_WEIGHT:
+            word = self.placement(adapter.target.paths[0]).weight
+            suffix = suffix if word == "weight" else f".{word}{suffix}"  # the key of the weight, but for that word
         if suffix is None:
             raise NotRepresentable(
                 f"{adapter.kind} ({role}) on {adapter.target.name} has no place in this format",
@@ -67,7 +82,9 @@ class Writer:
         stem = self.stem(adapter.target)
         suffixes = self.spelling.suffixes
         return {
-            role: stem + suffix if (suffix := _own(suffixes, adapter, role)) else self.key(adapter, role)
+            role: stem + suffix
+            if (suffix := _own(suffixes, adapter, role)) and suffix != SET_WEIGHT
+            else self.key(adapter, role)
             for role in roles
         }
 
@@ -75,12 +92,15 @@ class Writer:
         """Every factor under its key, in the native layout and the shape this spelling gives it."""
         placement = self.placement(adapter.target.paths[0])
         file, stem = (adapter.origin.file, adapter.origin.stem) if adapter.origin else (None, None)
-        factors = turned(kind_of(adapter.kind), adapter.factors, placement, path=file, key=stem)
+        factors = turned(kind_of(adapter.kind), adapter.factors, placement, path=file, key=stem, native=False)
         factors = self._fitted(adapter, factors)
         convolution = max((len(factors[role].shape) for role in ("down", "up") if role in factors), default=2)
         found = {}
+        start = len(self.stem(adapter.target))
         for role, key in self.keys(adapter, factors).items():
-            found[key] = _magnitude(factors[role], role, key, convolution) if "magnitude" in role else factors[role]
+            tensor = _magnitude(factors[role], role, key, convolution) if "magnitude" in role else factors[role]
+            row = BY_TEXT.get(key[start:])
+            found[key] = transposed(tensor) if row is not None and row.turned else tensor
         return found
 
     def _fitted(self, adapter: Adapter, factors: Mapping[str, LazyTensor]) -> Mapping[str, LazyTensor]:
@@ -106,6 +126,13 @@ class Writer:
             "down": down.reshape(*down.shape[:2], *ones),
             "up": up.reshape(*up.shape[:2], *ones),
         }
+
+
+def naming_for(component: Component | None, name: str) -> Naming | LanguageNaming | None:
+    """The naming of that name: of a component, or of a language model, where there is none (None: its own names)."""
+    if component is not None:
+        return component.naming(name)
+    return LanguageNaming.named(name) if name else None
 
 
 def _own(suffixes: Mapping[str, str], adapter: Adapter, role: str) -> str | None:

@@ -11,7 +11,7 @@ class Suffix(NamedTuple):
     """One row: the text, the role it binds, the kind it speaks for ("" for any), and the family that writes it.
 
     `after` is what the stem must end with, a number aside: `mlp.down.weight` is a base model's, not a factor;
-    `is_scale` marks an alpha that is stored divided by the rank already.
+    `is_scale` marks an alpha that is stored divided by the rank already, `turned` a matrix that is stored transposed.
     """
 
     text: str
@@ -20,24 +20,35 @@ class Suffix(NamedTuple):
     family: str
     after: str = ""
     is_scale: bool = False
+    turned: bool = False
 
     def follows(self, stem: str) -> bool:
         """Whether the stem in front of the suffix is one that it can follow."""
         return stem.rstrip("0123456789").endswith(self.after)
 
 
+SET_WEIGHT = ".set_weight"
+"""ComfyUI's word for a weight that it is to put in the place of the model's."""
+
 _KOHYA = "kohya"
 _PEFT = "peft"
 _OLD = "diffusers-old"
 _PROCESSORS = "attn-procs"
 _HCP = "hcp"
+_COMFY = "comfy"
+_MLX = "mlx"
+_GGUF = "gguf"
 
 SUFFIXES: tuple[Suffix, ...] = (
     Suffix(".alpha", "alpha", "", _KOHYA),
     Suffix(".dora_scale", "dora_scale", "", _KOHYA),
+    Suffix(".magnitude", "dora_scale", "", _KOHYA),
     Suffix(".lora_down.weight", "down", "lora", _KOHYA),
     Suffix(".lora_up.weight", "up", "lora", _KOHYA),
     Suffix(".lora_mid.weight", "mid", "lora", _KOHYA),
+    Suffix(".lora_down", "down", "lora", _KOHYA),
+    Suffix(".lora_up", "up", "lora", _KOHYA),
+    Suffix(".lora_mid", "mid", "lora", _KOHYA),
     Suffix(".dyn_up", "up", "lora", _KOHYA),
     Suffix(".dyn_down", "down", "lora", _KOHYA),
     Suffix(".bias_indices", "residual_indices", "lora", _KOHYA),
@@ -95,9 +106,25 @@ SUFFIXES: tuple[Suffix, ...] = (
     Suffix(".___.layer.lora_down.weight", "down", "lora", _HCP),
     Suffix(".___.layer.lora_up.weight", "up", "lora", _HCP),
     Suffix(".___.layer.lora_up.bias", "up_bias", "lora", _HCP),
+    Suffix(SET_WEIGHT, "replacement", "full", _COMFY),
+    Suffix(f".scale{SET_WEIGHT}", "replacement", "norm", _COMFY),
+    Suffix(".lora_a", "down", "lora", _MLX, turned=True),
+    Suffix(".lora_b", "up", "lora", _MLX, turned=True),
+    Suffix(".weight.lora_a", "down", "lora", _GGUF),
+    Suffix(".weight.lora_b", "up", "lora", _GGUF),
 )
 # (IA)³ as LyCORIS writes it: bare `.weight`, which means this only beside `.on_input`.
 IA3_VECTOR = Suffix(".weight", "scale_vector", "ia3", _KOHYA)
+# DoRA's magnitude in MLX, which means this only beside its factors.
+MLX_MAGNITUDE = Suffix(".m", "magnitude", "", _MLX)
+# An embedding has its two factors the other way round: its rows are the vocabulary, [vocab, r] and [r, dim] in MLX.
+EMBEDDINGS = ("embed_in", "embed_tokens", "token_embd", "word_embeddings", "wte")
+_OF_EMBEDDINGS: Mapping[str, Suffix] = {
+    ".lora_a": Suffix(".lora_a", "embedding_down", "lora", _MLX, turned=True),
+    ".lora_b": Suffix(".lora_b", "embedding_up", "lora", _MLX, turned=True),
+    ".weight.lora_a": Suffix(".weight.lora_a", "embedding_down", "lora", _GGUF, turned=True),
+    ".weight.lora_b": Suffix(".weight.lora_b", "embedding_up", "lora", _GGUF),
+}
 BY_TEXT: Mapping[str, Suffix] = {row.text: row for row in SUFFIXES}
 # Every end of a suffix from a dot on → the row that it is, None where it only ends longer ones.
 _ENDS: Mapping[str, Suffix | None] = {
@@ -128,7 +155,10 @@ def cut(key: str) -> Cut | None:
         if row is not None and (not row.after or row.follows(key[:at])):
             longest = row
     if longest is not None:
-        return Cut(key[: -len(longest.text)], longest.text, longest)
+        stem = key[: -len(longest.text)]
+        if longest.text in _OF_EMBEDDINGS and stem.rpartition(".")[2] in EMBEDDINGS:
+            longest = _OF_EMBEDDINGS[longest.text]
+        return Cut(stem, longest.text, longest)
     named = _NAMED.search(key)
     if named and named.start():
         row = BY_TEXT.get(f".{named[1]}{named[3]}")
@@ -147,14 +177,19 @@ def _family(*families: str) -> dict[str, str]:
     return {f"{kind}.{role}" if kind else role: text for (kind, role), text in found.items()}
 
 
+_KOHYA_WRITES = _family(_KOHYA) | {
+    "input_magnitude": ".dora_scale", "magnitude": ".dora_scale", "ia3.scale_vector": IA3_VECTOR.text
+}  # fmt: skip
+_MLX_WRITES = _family(_MLX) | {f"lora.{row.role}": text for text, row in _OF_EMBEDDINGS.items() if row.family == _MLX}
 # What each family writes for `kind.role` (or for a role that any kind may have).
 WRITTEN: Mapping[str, Mapping[str, str]] = {
-    "kohya": _family(_KOHYA)
-    | {"input_magnitude": ".dora_scale", "magnitude": ".dora_scale", "ia3.scale_vector": IA3_VECTOR.text},
+    "kohya": _KOHYA_WRITES,
+    "comfy": _KOHYA_WRITES | {"full.replacement": SET_WEIGHT, "norm.replacement": SET_WEIGHT},
     "peft": _family(_PEFT)
     | {"adalora.down": ".lora_A", "adalora.up": ".lora_B"}  # bare parameters there, two layers in a LoRA
     | {name: text for name, text in _family(_KOHYA).items() if name.startswith(("loha.", "lokr."))},
     "hcp": _family(_HCP),
+    "mlx": _MLX_WRITES | {"magnitude": MLX_MAGNITUDE.text},
     # bare `.lora_magnitude_vector` is silently wrong in diffusers' text encoders; `.weight` is right everywhere
-    "diffusers": _family(_PEFT) | {"magnitude": ".lora_magnitude_vector.weight"},
+    "diffusers": _family(_PEFT) | {"magnitude": ".lora_magnitude_vector.weight", "norm.replacement": ".weight"},
 }

@@ -128,7 +128,8 @@ class Choosing:
 
     def deal(self, placing: Placing, *, allow_partial: bool) -> Ways:
         """Every change of `placing` one way; NotRepresentable, by name, where neither can serve it."""
-        touched = [(self._live.layer(place), item) for place, item in placing.touched.items()]
+        items = placing.touched.values()
+        touched = [(self._live.layer((id(item.native.source), item.native.key)), item) for item in items]
         for (layer, leaf), item in sorted(touched, key=lambda row: row[1].native.is_bias):
             kept = []
             for change in item.changes:
@@ -182,6 +183,8 @@ class Choosing:
         return name if name in self._scales else next(iter(self._scales))
 
     def _not_in_place(self, layer: Layer, leaf: str, item: Touched) -> str | None:
+        if item.native.part is not None:
+            return "it is one expert of a parameter that holds all: merge the adapter into the model's folder"
         if type(layer.module).__name__ == "Conv1D" and leaf == "weight" and item.native.placement.layout == "rows":
             return "it stores its weight as [in, out], which is not known of this sort of model"
         return not_in_place(layer, leaf)
@@ -190,6 +193,9 @@ class Choosing:
         adapter = _as_lora(change, layer)
         if adapter is None or not set(adapter.factors) <= _BY_PEFT or item.native.is_bias:
             return "PEFT's layers hold LoRA, what is a LoRA of a low rank, and output-axis DoRA"
+        several = len(item.native.placement.paths) > 1
+        if item.native.part is not None or (several and change.stop - change.start < item.native.tensor.shape[0]):
+            return "PEFT's layers are whole, and this is a part of one"
         dora = is_dora(adapter.factors)
         if {"up_bias", "bias_diff"} <= set(adapter.factors):
             return "PEFT's layer has one bias, which its scale multiplies"

@@ -41,16 +41,16 @@ class Card:
         }
         # A JSON value is a YAML value: whatever stands in a name, it stays a name.
         lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in front.items() if value is not None), "---"]
-        title = _plain(base.name) + (f" with {', '.join(_plain(item.name) for item in adapters)}" if adapters else "")
+        title = plain(base.name) + (f" with {', '.join(plain(item.name) for item in adapters)}" if adapters else "")
         lines += ["", f"# {title}", ""]
         if adapters:
-            lines += [f"{_plain(base.name)}, into whose weights these adapters were merged:", ""]
+            lines += [f"{plain(base.name)}, into whose weights these adapters were merged:", ""]
             lines += ["| adapter | scale | SHA-256 |", "|---|---|---|"]
-            lines += [f"| {_plain(item.name)} | {item.scale:g} | {_hashes(item, hashes)} |" for item in adapters]
+            lines += [f"| {plain(item.name)} | {item.scale:g} | {_hashes(item, hashes)} |" for item in adapters]
         else:
-            lines += [f"{_plain(base.name)} as a pipeline folder; no adapter was merged."]
+            lines += [f"{plain(base.name)} as a pipeline folder; no adapter was merged."]
         for name, words in (self.words or {}).items():
-            lines += ["", f"Words that call {_plain(name)}: {', '.join(_plain(word) for word in words)}"]
+            lines += ["", f"Words that call {plain(name)}: {', '.join(plain(word) for word in words)}"]
         variant = f', variant="{self.variant}"' if self.variant else ""
         lines += [
             "",
@@ -68,7 +68,7 @@ class Card:
             "Unknown: a merged model is bound by the licences of its base and of every adapter.",
         ]
         if self.base_licence:
-            lines += [f"The card of the base model says: {_plain(self.base_licence)}."]
+            lines += [f"The card of the base model says: {plain(self.base_licence)}."]
         lines += ["", "## Made by", "", f"loratools; `{RECIPE}` holds inputs, hashes and parameters."]
         if self.linked:
             lines.append(
@@ -82,7 +82,7 @@ def _hashes(item: Ingredient, hashes: Mapping[LocalFile, str]) -> str:
     return ", ".join(f"`{hashes.get(file, PENDING)}`" for _, file in item.files) or "in memory"
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """A name from elsewhere as text that Markdown and HTML take for nothing else."""
     shown = "".join(char if char.isprintable() else f"\\u{ord(char):04x}" for char in text)
     for mark in "\\`*_[]<>|#":

@@ -6,28 +6,38 @@ from dataclasses import dataclass
 from typing import Any
 
 from loratools.architectures.registry import ARCHITECTURES
+from loratools.formats.dialects import DIALECTS
 from loratools.formats.registry import FORMATS
 
 
 @dataclass(frozen=True, slots=True)
 class Catalogue:
-    """A table of the registries; `rows` are plain values."""
+    """A table of the registries; `rows` are plain values. `read` are the key grammars that are read."""
 
     schema: str
     rows: tuple[dict[str, Any], ...]
+    read: tuple[dict[str, Any], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON document."""
-        return {"schema": self.schema, "results": list(self.rows)}
+        found = {"schema": self.schema, "results": list(self.rows)}
+        return found | ({"read": list(self.read)} if self.read else {})
 
 
 def supported_formats() -> Catalogue:
-    """Every format that can be written, with its readers, its place for alpha and the kinds it holds."""
+    """Every format that can be written, with its readers, its place for alpha and the kinds it holds; and what is read.
+
+    `written` of what is read is the id of a format, "as it was" (`--to original`), "no" or "refused".
+    """
     rows = tuple(
         {"id": row.id, "title": row.title, "readers": list(row.readers), "alpha": row.alpha, "kinds": list(row.kinds)}
         for row in FORMATS
     )
-    return Catalogue("loratools.formats/1", rows)
+    read = tuple(
+        {"id": row.id, "title": row.title, "writers": list(row.writers), "key": row.key, "written": row.written}
+        for row in DIALECTS
+    )
+    return Catalogue("loratools.formats/1", rows, read)
 
 
 def supported_architectures() -> Catalogue:

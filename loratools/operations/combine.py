@@ -164,7 +164,7 @@ def _planned(
     made = replace(sets[0], adapters=adapters, extras=extras, metadata=_metadata(sets), configs=_configs(sets))
     found = laid_out(made, loras[0], _as_read(sets), table, to=to or _format(loras, sets), allow_lossy=allow_lossy)
     opened = [lora.reading.opened for lora in loras]
-    folders = tuple(Path(item.name) for item in opened if item.layout in ("peft", "folder"))
+    folders = tuple(Path(item.name) for item in opened if item.layout in ("folder", "mlx", "peft"))
     files = tuple(file for item in opened for file in item.files)
     output = AdapterOutput("combine", parameters, files, folders, found.rendered, found.format, found.folder)
     left = tuple(f"{lora.name}: {item.key}: {item.kind}" for lora in loras for item in lora.reading.unknown)

@@ -16,6 +16,7 @@ from loratools.adapters.factors import needs_base
 from loratools.adapters.proof import Cluster, aligned, clusters, prove
 from loratools.bases.weights import BaseWeights
 from loratools.errors import ArchitectureMismatch, UsageError
+from loratools.formats.choose import GENERIC
 from loratools.formats.opening import Reference
 from loratools.operations.lora import Lora, open_lora, tables
 from loratools.operations.over_base import compared, depends
@@ -116,7 +117,7 @@ def compare(
         guard_plot(plot, files, overwrite=overwrite)
     left.reading.require_known()
     right.reading.require_known()
-    common = [name for name in left.candidates if name in right.candidates]
+    common = [name for name in left.candidates if name in right.candidates] or _one_language_model(left, right)
     if not common:
         raise ArchitectureMismatch(
             f"the first is for {' or '.join(left.candidates)}, the second for {' or '.join(right.candidates)}",
@@ -141,6 +142,14 @@ def compare(
     ordered = tuple(sorted(modules, key=lambda item: -item.relative_error))
     result = Comparison(left.name, right.name, tolerance, ordered, None if model is None else model.name)
     return result if plot is None else _drawn(result, plot, files, overwrite=overwrite)
+
+
+def _one_language_model(left: Lora, right: Lora) -> list[str]:
+    """The first's type, where both are language models with a layer in common: a port of one may name others as one."""
+    if not all(name.startswith(GENERIC) for lora in (left, right) for name in lora.candidates):
+        return []
+    ours, theirs = ({path for item in lora.adapters for path in item.target.paths} for lora in (left, right))
+    return list(left.candidates[:1]) if ours & theirs else []
 
 
 def _drawn(

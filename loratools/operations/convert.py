@@ -19,6 +19,7 @@ from loratools.formats.render import GROUPS_KEY, Rendered, render, writers
 from loratools.formats.scale_tensor import SCALES_KEY
 from loratools.formats.settle import scaled_in_factors
 from loratools.operations.finite import guarded
+from loratools.operations.language_names import Names, language_names
 from loratools.operations.lora import Lora, open_lora, tables
 from loratools.operations.pending import Pending
 from loratools.operations.plan import plan_of
@@ -39,6 +40,7 @@ def convert(
     alpha: str = "keep",
     components: Sequence[str] | None = None,
     clip_prefix: ClipPrefix | None = None,
+    names: Names | None = None,
     to_kind: str | None = None,
     rank: int | None = None,
     error: float | None = None,
@@ -55,6 +57,9 @@ def convert(
     `dtype` is a safetensors name (F16, BF16, F32); `alpha` "fold" multiplies it into the factors. Where such arithmetic
     meets NaN or infinity, NonFinite is raised when the values are asked for, unless `allow_nonfinite`; bytes that are
     copied are not looked at.
+
+    `names` is for language models: "split" writes a layer for each expert and each projection, as checkpoints and vLLM
+    name them, "whole" what transformers 5 has of the model's type, such as experts stacked in one parameter.
 
     `to_kind` "lora" makes every layer a plain LoRA: by algebra where its rank stays below the weight's, else by a
     truncated SVD to `rank`, or to the relative `error` (1e-5); that is computed when the output is, `threads` layers at
@@ -75,6 +80,7 @@ def convert(
         model = _prepared(lora, to, to_kind, rank=rank, error=error, base=base, unsafe_pickle=unsafe_pickle)
     if not allow_partial:
         lora.reading.require_known()
+    spelt = language_names(lora, names, runtime)
     if alpha not in ("keep", "fold"):
         raise UsageError(f"unknown alpha policy {alpha!r}", hint="keep or fold")
     form = None if to == ORIGINAL else format_of(to)
@@ -109,7 +115,7 @@ def convert(
                     described = _described(changed, source, table, lora)
                 else:
                     described = _undescribed(changed)
-                by_component = writers(changed, form, table, Options(clip_prefix), tables(lora))
+                by_component = writers(changed, form, table, Options(clip_prefix, spelt), tables(lora))
                 rendered = render(described, form, by_component, allow_lossy=allow_lossy)
             folded = plain is None and settled is not source
             chosen.append(_Choice(table.id if table else None, source, rendered, plain, tuple(dropped), folded))
@@ -126,6 +132,7 @@ def convert(
             "alpha": None if alpha == "keep" else alpha,
             "components": list(components) if components else None,
             "clip_prefix": clip_prefix,
+            **({"names": names} if names else {}),
             "to_kind": to_kind,
             "rank": rank,
             "error": error,
@@ -259,7 +266,7 @@ def _changed(source: AdapterSet, dtype: str | None, alpha: str, *, allow_nonfini
 def _described(changed: AdapterSet, source: AdapterSet, table: Architecture | None, lora: Lora) -> AdapterSet:
     """The set with the record of its original spelling in its metadata."""
     opened = lora.reading.opened
-    original = describe(source, table, folder=opened.layout == "peft", path=opened.name)
+    original = describe(source, table, folder=opened.layout in ("mlx", "peft"), path=opened.name)
     metadata = {key: value for key, value in changed.metadata.items() if key != PROVENANCE_KEY}
     return replace(changed, metadata={**metadata, ORIGINAL_KEY: original.to_json()})
 

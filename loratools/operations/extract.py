@@ -9,19 +9,22 @@ from functools import cache
 from pathlib import Path
 
 from loratools.architectures.architecture import Architecture
+from loratools.architectures.llm_namings import LanguageNaming
 from loratools.architectures.naming import Naming
 from loratools.architectures.registry import ARCHITECTURES, architecture
 from loratools.bases.companions import companion
 from loratools.bases.kinship import require_shared
+from loratools.bases.language import names_of
 from loratools.bases.pairing import Pair, pair
 from loratools.bases.ties import Tie, tie_beside
 from loratools.bases.weights import Base, open_base
 from loratools.errors import ArchitectureMismatch, NotRepresentable, UsageError
 from loratools.formats.format import Format, Options
-from loratools.formats.opening import Opened, Reference, open_reference
+from loratools.formats.opening import Opened, Reference
 from loratools.formats.registry import format_of
 from loratools.model import Target
 from loratools.operations.pending_extraction import PendingExtraction
+from loratools.operations.references import open_reference
 from loratools.operations.wishes import require_matches, wishes
 from loratools.tensors.aliased import Aliased
 
@@ -72,7 +75,9 @@ def extract(
     candidates = _shared(ours, theirs, arch)
     table = next((known for known in ARCHITECTURES if known.id in candidates[:1]), None)
     form = format_of(to) if to else _default(candidates)
-    models = replace(pair(ours, theirs, table, candidates, _grouping(table, form, candidates)), tied=tied)
+    spelt = names_of(native for _, native in ours.natives(None)) if table is None else None
+    grouping = _grouping(table, form, candidates, spelt)
+    models = replace(pair(ours, theirs, table, candidates, grouping), tied=tied, names=spelt)
     asked = wishes(
         rank=rank,
         conv_rank=conv_rank,
@@ -183,15 +188,16 @@ def _default(candidates: Sequence[str]) -> Format:
 
 
 def _grouping(
-    table: Architecture | None, form: Format, candidates: Sequence[str]
+    table: Architecture | None, form: Format, candidates: Sequence[str], names: LanguageNaming | None
 ) -> Callable[[str, str], Target | None]:
     """Which layers a format writes as one, so that they are decomposed as one: a fused qkv has one rank, not three.
 
-    The answer raises NotRepresentable for a component without names in the format.
+    `names` is the naming of a language model. The answer raises NotRepresentable for a component without names in the
+    format.
     """
 
     @cache
-    def naming(component: str) -> Naming | None:
+    def naming(component: str) -> Naming | LanguageNaming | None:
         known = table.by_name[component] if table else None
         spelling = form.spell(table, known, Options())
         if spelling is None:
@@ -199,7 +205,7 @@ def _grouping(
                 f"{form.id} has no names for {component} of this model ({', '.join(candidates[:3]) or 'unknown'})",
                 hint="--to peft keeps the model's own names",
             )
-        return known.naming(spelling.naming) if known else None
+        return known.naming(spelling.naming) if known else names
 
     def target_of(component: str, path: str) -> Target | None:
         spelt = naming(component)

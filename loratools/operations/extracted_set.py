@@ -83,7 +83,7 @@ def _set(
 
 
 def _writers(held: AdapterSet, models: Pair, form: Format) -> dict[str, Writer]:
-    return writers(held, form, models.table, Options(), (models.table,) if models.table else ())
+    return writers(held, form, models.table, Options(names=models.names), (models.table,) if models.table else ())
 
 
 def _with_biases(

@@ -12,13 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from loratools.adapters.adapter import Adapter
 from loratools.adapters.kind import kind_of
-from loratools.errors import ArchitectureMismatch, IncompleteAdapter, WrongRole
+from loratools.architectures.llm import PREFIX
+from loratools.errors import ArchitectureMismatch, IncompleteAdapter, Unavailable, UnreadableForm, WrongRole
 from loratools.formats.collect import collect
 from loratools.formats.configs import as_number
-from loratools.formats.opening import Opened, Part, Reference, open_reference
+from loratools.formats.glance import glance
+from loratools.formats.opening import Opened, Part, Reference
 from loratools.formats.parse import Reading, parse
 from loratools.formats.runtimes import loads, runtime_of
 from loratools.operations.producer import base_model, producer, training, trigger_words
+from loratools.operations.references import open_reference, remote_reference
 from loratools.tensors.dtypes import nbytes
 
 if TYPE_CHECKING:
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from loratools.operations.weights import Health
 
 SCHEMA = "loratools.inspect/1"
+_NOT_READ = "tensor (not read)"
 
 
 @dataclass(frozen=True)
@@ -60,11 +64,19 @@ def inspect(
 
     `plot` draws them as a .png or .html file: the norm of every delta by block and layer, and the spectra.
     `runtime` (an id of formats.runtimes) adds, for every key, whether that runtime loads it, and why not. Raises
-    UsageError for an unknown runtime, MalformedFile, UnsafeFile and NonFinite for what cannot be read, and
-    ArchitectureMismatch where `arch` does not fit; any well-formed file gets an answer, whatever it is.
+    UsageError for an unknown runtime, MalformedFile, UnsafeFile and NonFinite for what cannot be read, Unavailable for
+    what the Hub does not give, ArchitectureMismatch where `arch` does not fit; any well-formed file gets an answer.
     """
     if runtime is not None:
         runtime_of(runtime)
+    remote = remote_reference(reference)
+    if remote is not None and plot is None and not weights:
+        from loratools.operations.remote import by_header  # the Hub's client takes most of a second to import
+
+        seen = by_header(remote)
+        if seen is not None:
+            found = _inspection(seen.opened, arch, runtime, weights=False, modules=modules, threads=threads)
+            return replace(found, document=seen.told(found.document))
     opened = open_reference(reference, unsafe_pickle=unsafe_pickle)
     if plot is None:
         return _inspection(opened, arch, runtime, weights=weights, modules=modules, threads=threads)
@@ -87,7 +99,7 @@ def _inspection(
         reading = parse(opened, arch=arch)
     except WrongRole:
         return _other(opened)
-    except (ArchitectureMismatch, IncompleteAdapter) as error:
+    except (ArchitectureMismatch, IncompleteAdapter, UnreadableForm, Unavailable) as error:
         if arch is not None:
             raise
         return _unplaced(opened, error)
@@ -153,7 +165,8 @@ def _frame(opened: Opened, role: str, form: str | None) -> dict[str, Any]:
         dtypes[dtype] += count
     return {
         "schema": SCHEMA,
-        "path": opened.name,
+        "path": opened.hub or opened.name,
+        **({"hub": {"reference": opened.hub, "read": "file"}} if opened.hub else {}),
         "role": role,
         "format": form,
         "tensors": tensors.total(),
@@ -174,7 +187,7 @@ def _alpha(ranked: Sequence[Adapter]) -> dict[str, Any]:
     return {
         "source": "+".join(name for name, _ in sources.most_common()) or None,
         "values": _counts(float(item.alpha.value) for item in ranked if item.alpha.value is not None),
-        "scales": _counts(round(float(item.scale), 9) for item in ranked),
+        "scales": _counts(round(float(item.scale), 9) for item in ranked if item.alpha.source != _NOT_READ),
         "rank_stabilized": any(item.alpha.rank_stabilized for item in ranked),
     }
 
@@ -193,7 +206,7 @@ def _row(item: Adapter) -> dict[str, Any]:
         "rank": item.rank,
         "alpha": _number(item.alpha.value),
         "alpha_source": item.alpha.source,
-        "scale": float(item.scale),
+        "scale": None if item.alpha.source == _NOT_READ else float(item.scale),
         "weight_shape": list(kind_of(item.kind).weight_shape(item.factors) or ()) or None,
         "factors": {role: [tensor.dtype, list(tensor.shape)] for role, tensor in item.factors.items()},
     }
@@ -203,10 +216,10 @@ def _other(opened: Opened) -> Inspection:
     """The document of a file, a folder or a pipeline that is no adapter."""
     if opened.layout == "pipeline":
         parts = {part.component or "": _identity(_shapes([part])) for part in opened.parts}
-        found = _joined([item for item in parts.values() if item is not None])
+        found = _joined({name: item for name, item in parts.items() if item is not None})
         components = {name: len(part.source) for name, part in zip(parts, opened.parts, strict=True)}
     else:
-        found = _identity(_shapes(opened.parts))
+        found = _alone(_identity(_shapes(opened.parts)))
         components = {name: len(part.keys) for name, part in found.components.items()} if found else {}
     unmatched = list(found.unmatched) if found else sorted(_shapes(opened.parts))
     metadata = {key: value for part in opened.parts for key, value in part.source.metadata.items()}
@@ -234,17 +247,23 @@ def _other(opened: Opened) -> Inspection:
     return Inspection(document, None, len(unmatched))
 
 
-def _unplaced(opened: Opened, error: ArchitectureMismatch | IncompleteAdapter) -> Inspection:
-    """The document of an adapter whose layers have no place: of an unknown architecture, or with factors amiss."""
+def _unplaced(
+    opened: Opened, error: ArchitectureMismatch | IncompleteAdapter | UnreadableForm | Unavailable
+) -> Inspection:
+    """The document of an adapter whose layers have no place: of an unknown architecture or form, or with factors amiss.
+
+    What it says of it rests on the keys alone.
+    """
+    seen = glance(opened, error)
     document = {**_other(opened).document, "role": "adapter", "evidence": [error.message]}
     keys = sorted(_shapes(opened.parts))
     document["unknown_keys"] = [{"key": key, "class": "unknown"} for key in keys]
     document["warnings"] = [f"{error.message}: {error.key}" if error.key else error.message]
+    document |= {"format": seen.format, "kinds": list(seen.kinds), "candidates": list(seen.candidates)}
+    document["adapters"] = seen.adapters
     if isinstance(error, ArchitectureMismatch):
         groups, _ = collect(opened.parts)
         ready = [(kind_of(group.kind), group.factors) for group in groups.values()]
-        document["kinds"] = sorted({name for kind, factors in ready for name in kind.kinds(factors)})
-        document["adapters"] = len(groups)
         document["ranks"] = _counts(rank for kind, factors in ready if (rank := kind.rank(factors)) is not None)
     return Inspection(document, None, len(keys))
 
@@ -260,14 +279,24 @@ def _identity(sizes: Mapping[str, tuple[int, ...]]) -> Identity | None:
     return identity_of(sizes)
 
 
-def _joined(identities: Sequence[Identity]) -> Identity | None:
-    """What a whole pipeline is: the architectures that every component with a table allows."""
-    told = [item for item in identities if item.candidates]
-    if not told:
-        return identities[0] if identities else None
-    common = [name for name in told[0].candidates if all(name in item.candidates for item in told)]
-    unmatched = tuple(key for item in identities for key in item.unmatched)
+def _alone(found: Identity | None) -> Identity | None:
+    """A file that no pipeline is around: a language model is one, though some pipeline may read its prompts by it."""
+    language = tuple(name for name in found.candidates if name.startswith(PREFIX)) if found else ()
+    return replace(found, candidates=language) if found and language else found
+
+
+def _joined(identities: Mapping[str, Identity]) -> Identity | None:
+    """What a whole pipeline is, by its components: the architectures that the models with a table allow."""
+    from loratools.bases.agreement import agreement
+
+    models = {name: item for name, item in identities.items() if item.role == "base"} or dict(identities)
+    if not models:
+        return None
+    agreed = agreement([(name, item.candidates) for name, item in models.items()])
+    told = [item for at, item in enumerate(models.values()) if at not in agreed.carried]
+    unmatched = tuple(key for item in told for key in item.unmatched)
     variants = next((item.variants for item in told if item.variants), ())
+    first = next((item for item in told if item.candidates), told[0])
     return replace(
-        told[0], role="base", candidates=tuple(common), components={}, unmatched=unmatched, variants=variants
+        first, role="base", candidates=agreed.candidates, components={}, unmatched=unmatched, variants=variants
     )

@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from loratools.adapters.adapter import Adapter, AdapterSet
+from loratools.adapters.recast import fold
 from loratools.architectures.architecture import Architecture
+from loratools.formats.alpha_tensor import is_plain
 from loratools.formats.alphas import FREE_KEYS
 from loratools.formats.format import Options
 from loratools.formats.original import ORIGINAL_KEY, Original, describe, restore
@@ -57,8 +59,11 @@ def laid_out(
         settled = scaled_in_factors(made, form)
         by_component = writers(settled, form, table, Options(None), tables(like))
         return LaidOut(render(settled, form, by_component, allow_lossy=allow_lossy), form.id, form.folder)
-    folder = like.reading.opened.layout == "peft"
+    folder = like.reading.opened.layout in ("mlx", "peft")
     original = dialect_record(source, table, folder=folder, path=like.name)
+    if original.alpha == "none":  # a file that has no alpha has no place for one
+        settled = tuple(item if is_plain(item) else fold(item) for item in made.adapters)
+        made = replace(made, adapters=settled)
     return LaidOut(restore(made, original, table, allow_lossy=allow_lossy), original.format, folder)
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from loratools.errors import Unavailable, UsageError
-from loratools.formats.opening import Reference
+from loratools.formats.opening import Opened, Reference
 from loratools.hub.cards import base_named_by
 from loratools.hub.references import HubReference, hub_reference, is_hub_id
 from loratools.hub.snapshot import local_path
@@ -42,16 +42,6 @@ def locate(
     return Located(local_path(reference, variant=variant, pickles=pickles), reference.name, reference)
 
 
-def locate_adapter(item: Any) -> Any:
-    """An adapter's reference with a Hub reference to a file made a path; anything else is given back as it is."""
-    if not isinstance(item, str) or not item.startswith(("hf://", "http://", "https://")):
-        return item
-    reference = hub_reference(item)
-    if reference is None or reference.file is None:
-        raise UsageError("a file of the Hub is needed", path=item, hint="hf://owner/name/file.safetensors")
-    return str(local_path(reference))
-
-
 def _named_by(loras: Sequence[Lora], *, variant: str | None, pickles: bool) -> Located:
     named = next(((lora, name) for lora in loras if (name := base_of(lora))), None)
     if named is None:
@@ -72,11 +62,22 @@ def base_of(lora: Lora) -> str | None:
     """The base model that an adapter names: in the card beside it, in its configuration, or in its metadata."""
     opened = lora.reading.opened
     if opened.layout != "memory":
-        place = Path(opened.name)
-        carded = base_named_by(place if place.is_dir() else place.parent)
+        carded = base_named_by(_beside(opened))
         if carded and (is_hub_id(carded) or Path(carded).exists()):
             return carded
     return base_model(lora.adapter_set)
+
+
+def _beside(opened: Opened) -> Path:
+    """The folder of the card that goes with an adapter: of the Hub the repository's, which is fetched if need be."""
+    place = Path(opened.name)
+    remote = hub_reference(opened.hub) if opened.hub else None
+    if remote is not None:
+        from loratools.hub.repository import card_of
+
+        card = card_of(remote)
+        return card.parent if card else place
+    return place if place.is_dir() else place.parent
 
 
 def unweighted(item: Reference | Lora | tuple[Reference | Lora, float]) -> tuple[Reference | Lora, float]:

@@ -9,8 +9,9 @@ from loratools.adapters.kind import kind_of
 from loratools.architectures.architecture import Architecture
 from loratools.architectures.registry import ARCHITECTURES, architecture
 from loratools.errors import WrongRole
-from loratools.formats.opening import Opened, Reference, open_reference
+from loratools.formats.opening import Opened, Reference
 from loratools.formats.parse import Reading, parse
+from loratools.operations.references import open_reference
 
 
 @dataclass(frozen=True)

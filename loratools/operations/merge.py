@@ -27,6 +27,7 @@ from loratools.operations.merge_matches import (
     weighed,
 )
 from loratools.operations.merge_output import MergeOutput
+from loratools.operations.merge_stacks import results
 from loratools.operations.merging import Merge, MergedLayer, MergePlan
 from loratools.operations.scales import Scales
 from loratools.operations.tied_head import once, untied
@@ -130,8 +131,13 @@ def plan_merge(
         raise UsageError("no adapter was given", hint="loratools merge BASE LORA=0.8 -o OUT")
     if dtype is not None and dtype not in DTYPE_NAMES:
         raise UsageError(f"a merge cannot be written as {dtype}", hint=f"one of {', '.join(DTYPE_NAMES)}")
-    checkpoint = base if isinstance(base, Checkpoint) else open_checkpoint(base, unsafe_pickle=unsafe_pickle)
+    checkpoint = base if isinstance(base, Checkpoint) else None
+    if checkpoint is None and not elsewhere(base):
+        checkpoint = open_checkpoint(base, unsafe_pickle=unsafe_pickle)
     given = [opened(item, arch, unsafe_pickle=unsafe_pickle) for item in adapters]
+    if checkpoint is None:
+        found = locate(base, [lora for lora, _ in given], pickles=unsafe_pickle)
+        checkpoint = open_checkpoint(found.path, unsafe_pickle=unsafe_pickle)
     table, name = shared_architecture(checkpoint.base, [lora for lora, _ in given])
     if not allow_partial:
         for lora, _ in given:
@@ -148,7 +154,7 @@ def plan_merge(
     dice = Dice(stochastic_seed) if stochastic_seed is not None else None
     how = How(dtype, dice, device, allow_nonfinite)
     additions = {place: (item, _addition(item, table, how)) for place, item in placing.touched.items()}
-    changed = {place: item.result() for place, (_, item) in additions.items()}
+    changed = results(placing, additions, how)
     for touched, item in additions.values():
         if item.requantised and touched.native.unit:
             changed[id(touched.native.source), touched.native.unit] = item.unit()

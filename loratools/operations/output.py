@@ -23,8 +23,6 @@ from loratools.tensors.writer import Progress, write, write_folder
 if TYPE_CHECKING:
     import torch
 
-WEIGHTS = "adapter_model.safetensors"
-
 
 class Saved(NamedTuple):
     """What stands there now: its size in bytes, and the SHA-256 of the payload where one file was hashed. `skipped`
@@ -157,7 +155,7 @@ class AdapterOutput:
 
     def _name(self, file: OutputFile) -> str:
         """The place of a file in the output folder: one component at its root, several in folders of their own."""
-        return WEIGHTS if len(self.rendered.files) == 1 else f"{file.name}/{WEIGHTS}"
+        return file.weights if len(self.rendered.files) == 1 else f"{file.name}/{file.weights}"
 
     def _contents(self) -> dict[str, Any]:
         contents: dict[str, Any] = {}
@@ -166,7 +164,7 @@ class AdapterOutput:
             contents[name] = (file.tensors, file.metadata)
             if file.config is not None:
                 text = json.dumps(file.config, indent=2, sort_keys=True) + "\n"
-                contents[name.replace(WEIGHTS, CONFIG)] = text.encode()
+                contents[name.removesuffix(file.weights) + CONFIG] = text.encode()
         return contents
 
     def _late(self, file: OutputFile, hashes: InputHashes) -> Callable[[str], Mapping[str, str]]:

@@ -74,7 +74,7 @@ class Pending:
     def output(self) -> AdapterOutput:
         """The files to be, and where they may go."""
         opened = self.lora.reading.opened
-        folders = (Path(opened.name),) if opened.layout in ("peft", "folder") else ()
+        folders = (Path(opened.name),) if opened.layout in ("folder", "mlx", "peft") else ()
         return AdapterOutput(
             "convert", self.parameters, self.inputs, folders, self.rendered, self.plan.format, self.folder
         )

@@ -34,6 +34,8 @@ _FACTS: Mapping[str, str] = {
     "ss_base_model_version": "base_model_version",
     "ss_training_comment": "comment",
 }
+# a word of a configuration → the tool that writes it
+_CONFIGS = (("peft_type", "peft"), ("lora_parameters", "mlx-lm"))
 _MANY = 10
 
 
@@ -47,13 +49,13 @@ def producer(held: AdapterSet) -> str | None:
             found = next((tool for start, tool in rows if value.startswith(start)), None)
             if found:
                 return found
-    return "peft" if any("peft_type" in config for config in held.configs.values()) else None
+    return next((tool for config in held.configs.values() for word, tool in _CONFIGS if word in config), None)
 
 
 def base_model(held: AdapterSet) -> str | None:
     """The base model that a configuration or the metadata names, or None."""
     for config in held.configs.values():
-        named = config.get("base_model_name_or_path")
+        named = config.get("base_model_name_or_path") or config.get("model")
         if isinstance(named, str) and named:
             return named
     for key in ("ss_sd_model_name", "modelspec.base_model", "base_model"):

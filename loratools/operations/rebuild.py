@@ -15,7 +15,7 @@ from loratools.bases.variants import of_variant, variants_of
 from loratools.errors import ArchitectureMismatch, MalformedFile
 from loratools.hub.cards import card_data
 from loratools.operations.cards import Card
-from loratools.operations.located import locate, locate_adapter, unweighted
+from loratools.operations.located import locate, unweighted
 from loratools.operations.lora import Lora
 from loratools.operations.merge import plan_merge
 from loratools.operations.merge_matches import Weighted, opened
@@ -84,7 +84,7 @@ def plan_rebuild(
     configuration disagree, and what `plan_merge` raises.
     """
     given = [
-        opened((locate_adapter(item), by), arch, unsafe_pickle=unsafe_pickle) for item, by in map(unweighted, adapters)
+        opened((item, by), arch, unsafe_pickle=unsafe_pickle) for item, by in map(unweighted, adapters)
     ]
     loras = [lora for lora, _ in given]
     place = locate(base, loras, variant=variant, pickles=unsafe_pickle)

@@ -15,8 +15,9 @@ from loratools.architectures.architecture import Architecture, shapes
 from loratools.architectures.registry import ARCHITECTURES
 from loratools.bases.weights import Base, BaseWeights, open_base
 from loratools.errors import ArchitectureMismatch, NotRepresentable, UsageError
-from loratools.formats.opening import Reference, open_reference
+from loratools.formats.opening import Reference
 from loratools.operations.lora import Lora
+from loratools.operations.references import open_reference
 from loratools.operations.side_by_side import side_by_side
 
 if TYPE_CHECKING:

@@ -39,7 +39,7 @@ LOOKALIKES: tuple[Lookalike, ...] = (
     Lookalike(b"\x28\xb5\x2f\xfd", "zstd data", "unpack it first: unzstd"),
     Lookalike(b"7z\xbc\xaf\x27\x1c", "a 7-zip archive", "unpack it first"),
     Lookalike(b"Rar!", "a RAR archive", "unpack it first"),
-    Lookalike(b"GGUF", "a GGUF file", "give the safetensors file that it was made from"),
+    Lookalike(b"GGUF", "a GGUF file", "name it ….gguf: adapters in such files are read"),
     Lookalike(b"\x89PNG", "a PNG picture", "give the model file, not its preview"),
     Lookalike(b"\xff\xd8\xff", "a JPEG picture", "give the model file, not its preview"),
     Lookalike(b"RIFF", "a RIFF file (WebP, WAV)", "give the model file, not its preview"),

@@ -103,6 +103,13 @@ class LazyTensor(NamedTuple):
         """The bytes of one row (one index of the first dimension)."""
         return _whole_bytes(self.dtype, self.shape[1:])
 
+    @property
+    def is_within_reach(self) -> bool:
+        """Whether its bytes can be read; of a file on the Hub only the header is at hand."""
+        return not any(
+            isinstance(segment, Bytes) and getattr(segment.source, "header_only", False) for segment in self.segments
+        )
+
     def reshape(self, *shape: int) -> LazyTensor:
         """The same bytes under another shape."""
         if math.prod(shape) != self.numel:

@@ -29,6 +29,7 @@ def spelt(naming, table, values, prefix=""):
     for placement in naming.placements():
         if native_shape(placement, table) is None:
             continue
+        placement = placement.settled(table[placement.paths[0]])  # noqa: PLW2901 - as it is laid out at this size
         weight = torch.cat([values[path][0] for path in placement.paths])
         bias = torch.cat([values[path][1] for path in placement.paths])
         if placement.layout == "transpose":

@@ -13,9 +13,9 @@ import pytest
 from loratools.adapters.kind import kind_of
 from loratools.architectures.registry import ARCHITECTURES
 from loratools.errors import LoratoolsError
+from loratools.formats.dialects import DIALECTS, REFUSED
 from loratools.formats.opening import Opened, Part
 from loratools.formats.parse import parse
-from loratools.formats.registry import FORMATS
 from loratools.operations.convert import convert
 from loratools.operations.inspect import inspect
 from loratools.tensors.lazy import LazyTensor
@@ -24,9 +24,7 @@ from loratools.tensors.source import MemoryTensors
 CORPUS = os.environ.get("LORATOOLS_CORPUS")
 EXPECTED = json.loads((Path(CORPUS) / "EXPECTED.json").read_text()) if CORPUS else {}
 REGISTERED = {known.id for known in ARCHITECTURES}
-FORMAT_IDS = {form.id for form in FORMATS}
-# what is read and, but for the way back, not written
-READABLE = FORMAT_IDS | {"cloneofsimo", "diffusers-attn-procs", "diffusers-old", "lycoris", "onetrainer"}
+READABLE = {row.id for row in DIALECTS if row.written != REFUSED}
 # fixtures made by hand whose factors make no Kronecker product of the sizes of any layer
 BROKEN = {
     "lora_anima_lokr_dora_fixture.json", "lora_flux1_lokr_bfl_fixture.json", "lora_qwen_image_kohya_lokr_fixture.json"
@@ -50,7 +48,13 @@ def tabled(name):
 
 def ours(name):
     truth = EXPECTED[name]
-    return truth["role"] == "adapter" and tabled(name) and name not in BROKEN and bool(set(truth["format"]) & READABLE)
+    return truth["role"] == "adapter" and tabled(name) and name not in BROKEN
+
+
+def test_every_adapter_of_the_corpus_is_of_a_known_architecture_and_a_known_key_grammar():
+    adapters = {name: truth for name, truth in EXPECTED.items() if truth["role"] == "adapter"}
+    assert [name for name in adapters if not tabled(name)] == []
+    assert [name for name, truth in adapters.items() if not set(truth["format"]) & READABLE] == []
 
 
 def in_family(candidate, truth):
@@ -123,6 +127,28 @@ def sparse(name, path):
         file.write(struct.pack("<Q", len(raw)) + raw)
         file.truncate(8 + len(raw) + at)
     return path
+
+
+def named(name):
+    """key → (dtype, shape) of an inventory; a list of names gets a shape that no factor has."""
+    tensors = document(name)["tensors"]
+    return {key: (entry["dtype"] or "F16", entry["shape"] or [1] * 9) for key, entry in tensors.items()}
+
+
+NAMES_ONLY = ("lora_sd15_lycoris_oft_diag_names_real.json",)
+
+
+@pytest.mark.parametrize("name", [*sorted(BROKEN), *NAMES_ONLY])
+def test_keys_tell_what_an_adapter_is_whose_factors_make_none(name):
+    truth = EXPECTED[name]
+    tensors = {key: LazyTensor.zeros(dtype, shape) for key, (dtype, shape) in named(name).items()}
+    found = inspect(tensors).document
+    assert (found["role"], found["architecture"]) == ("adapter", None)
+    assert found["format"] in truth["format"]
+    assert found["kinds"] == truth["kinds"]
+    assert truth["architecture"] in found["candidates"]
+    assert {key["key"] for key in found["unknown_keys"]} == set(tensors)
+    assert found["warnings"]
 
 
 @pytest.mark.parametrize(

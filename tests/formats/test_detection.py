@@ -1,5 +1,7 @@
 """The confusion matrix over candidate sets: what full files and small subsets of them may be, and what decides."""
 
+from functools import cache
+
 import pytest
 import torch
 
@@ -39,11 +41,19 @@ def in_family(known, found):
 
 
 def natives(known, form, component):
-    """native name → shape of the weight, of every layer that the format's naming of a component has."""
-    naming = component.namings[0]
-    if form == "kohya" and component is known.denoiser:
-        naming = component.naming(known.kohya)
-    table = shapes(known.variants[0].shapes).get(component.name, {})  # some components are in other variants only
+    """(native name, shape of the weight) of every layer that the format's naming of a component has."""
+    kohya = form == "kohya" and component is known.denoiser
+    return named(known.id, component.name, component.naming(known.kohya) if kohya else component.namings[0])
+
+
+@cache
+def named(arch, part, naming):
+    """The same of a naming, made once for all the subsets of it."""
+    return tuple(walked(next(known for known in ARCHITECTURES if known.id == arch), part, naming))
+
+
+def walked(known, part, naming):
+    table = shapes(known.variants[0].shapes).get(part, {})  # some components are in other variants only
     for placement in naming.placements():
         parts = [table[path] for path in placement.paths if path in table]
         if len(parts) == len(placement.paths) and len(parts[0]) > 1:

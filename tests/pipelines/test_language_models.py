@@ -8,7 +8,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 import loratools as lt
-from loratools.errors import PartialMatch
+from loratools.errors import PartialMatch, UnreadableForm
 
 TOKENS = torch.arange(10)[None]
 
@@ -117,3 +117,20 @@ def test_modules_saved_whole_replace_the_bases_bit_for_bit(tmp_path):
     lt.merge(tmp_path / "base", [tmp_path / "adapter"], tmp_path / "merged")
     merged = LlamaForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.bfloat16)
     assert torch.equal(merged.lm_head.weight, saved)
+
+
+@pytest.mark.parametrize("field", [{"alora_invocation_tokens": [1, 2]}, {"use_qalora": True, "qalora_group_size": 16}])
+def test_factors_that_are_no_change_of_a_weight_are_refused_by_name(field, tmp_path):
+    model = get_peft_model(llama(), LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **field}))
+    with pytest.raises(UnreadableForm, match="no change of a weight") as caught:
+        lt.open(tmp_path)
+    assert caught.value.key in field
+
+
+def test_an_adapter_begun_out_of_the_base_says_so(tmp_path):
+    model = get_peft_model(llama(), LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights="pissa"))
+    model.save_pretrained(tmp_path)
+    assert any("pissa" in line for line in lt.open(tmp_path).reading.warnings)

@@ -1,0 +1,279 @@
+"""Adapters of language models in MLX' form and in GGUF: written by others' code, judged by the products of matrices."""
+
+import json
+import sys
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+
+import loratools
+from loratools.adapters.kind import delta_of
+from loratools.errors import IncompleteAdapter, MalformedFile, NotRepresentable, UnsupportedFile
+from tests.formats.making import assert_same_tensors, read
+
+LAYERS = {"self_attn.q_proj": (32, 32), "self_attn.k_proj": (16, 32), "mlp.down_proj": (32, 64)}
+SCALE = 20.0
+
+
+def matrices(*shape, seed=[0]):  # noqa: B006 - another one at every call, the same ones in every run
+    seed[0] += 1
+    return np.random.default_rng(seed[0]).standard_normal(shape).astype(np.float32)
+
+
+def mlx(folder, *, dora=False):
+    """(path → delta) of an MLX folder: y = x W + scale · (x · lora_a) · lora_b, as its layers compute it."""
+    tensors, truth = {}, {}
+    for block in range(2):
+        for leaf, (rows, columns) in LAYERS.items():
+            a, b = matrices(columns, 4), matrices(4, rows)
+            path = f"model.layers.{block}.{leaf}"
+            tensors |= {f"{path}.lora_a": a, f"{path}.lora_b": b}
+            truth[path] = SCALE * (a.astype(np.float64) @ b.astype(np.float64)).T
+            if dora:
+                tensors[f"{path}.m"] = matrices(rows)
+    if not dora:
+        a, b = matrices(100, 4), matrices(4, 32)
+        tensors |= {"model.embed_tokens.lora_a": a, "model.embed_tokens.lora_b": b}
+        truth["model.embed_tokens"] = SCALE * a.astype(np.float64) @ b.astype(np.float64)
+    folder.mkdir()
+    save_file(tensors, folder / "adapters.safetensors")
+    parameters = {"rank": 4, "scale": SCALE, "dropout": 0.0}
+    config = {
+        "fine_tune_type": "dora" if dora else "lora",
+        "num_layers": 2,
+        "lora_parameters": parameters,
+        "model": "a/b",
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return truth
+
+
+def assert_deltas(path, truth):
+    found = loratools.open(path).adapters
+    assert {item.target.paths[0] for item in found} == truth.keys()
+    for item in found:
+        wanted = torch.from_numpy(np.ascontiguousarray(truth[item.target.paths[0]]))
+        assert torch.allclose(delta_of(item, dtype="float64"), wanted, rtol=1e-12, atol=1e-12), item.target.name
+
+
+def test_mlx_factors_are_turned_and_its_scale_is_the_scale(tmp_path):
+    truth = mlx(tmp_path / "mlx")
+    found = loratools.inspect(tmp_path / "mlx").document
+    assert (found["format"], found["producer"], found["base_model"]) == ("mlx", "mlx-lm", "a/b")
+    assert found["alpha"]["scales"] == {"20.0": 7}
+    assert "llm-llama" in found["candidates"]
+    assert_deltas(tmp_path / "mlx", truth)
+
+
+def test_mlx_goes_to_peft_and_every_byte_comes_back(tmp_path):
+    truth = mlx(tmp_path / "mlx")
+    loratools.convert(tmp_path / "mlx", to="peft").save(tmp_path / "peft")
+    assert_deltas(tmp_path / "peft", truth)
+    config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["base_model_name_or_path"]) == (4, 80, "a/b")
+    loratools.convert(tmp_path / "peft", to="original").save(tmp_path / "back")
+    assert_same_tensors(read(tmp_path / "back"), read(tmp_path / "mlx"))
+    assert (tmp_path / "back" / "adapter_config.json").read_text().split() == (
+        json.dumps(json.loads((tmp_path / "mlx" / "adapter_config.json").read_text()), indent=2, sort_keys=True).split()
+    )
+
+
+def test_mlx_dora_is_doras(tmp_path):
+    mlx(tmp_path / "mlx", dora=True)
+    assert loratools.inspect(tmp_path / "mlx").document["kinds"] == ["dora", "lora"]
+    loratools.convert(tmp_path / "mlx", to="peft").save(tmp_path / "peft")
+    assert json.loads((tmp_path / "peft" / "adapter_config.json").read_text())["use_dora"]
+    loratools.convert(tmp_path / "peft", to="mlx").save(tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "adapter_config.json").read_text())["fine_tune_type"] == "dora"
+    assert_same_tensors(read(tmp_path / "again"), read(tmp_path / "mlx"))
+
+
+def small_llama():
+    from transformers import LlamaConfig
+
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    return LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2, **heads)
+
+
+def test_a_peft_adapter_goes_to_mlx(tmp_path):
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaForCausalLM
+
+    torch.manual_seed(0)
+    model = get_peft_model(
+        LlamaForCausalLM(small_llama()),
+        LoraConfig(r=3, lora_alpha=12, target_modules=["q_proj", "v_proj"], init_lora_weights=False),
+    )
+    model.save_pretrained(tmp_path / "peft")
+    truth = {
+        name.removeprefix("base_model.model."): module.get_delta_weight("default").detach()
+        for name, module in model.named_modules()
+        if hasattr(module, "get_delta_weight")
+    }
+    loratools.convert(tmp_path / "peft", to="mlx").save(tmp_path / "mlx")
+    written = load_file(tmp_path / "mlx" / "adapters.safetensors")
+    config = json.loads((tmp_path / "mlx" / "adapter_config.json").read_text())
+    assert config["lora_parameters"] == {
+        "dropout": 0.0,
+        "keys": ["self_attn.q_proj", "self_attn.v_proj"],
+        "rank": 3,
+        "scale": 4.0,
+    }
+    for path, delta in truth.items():
+        product = config["lora_parameters"]["scale"] * (written[f"{path}.lora_a"] @ written[f"{path}.lora_b"]).T
+        assert np.allclose(product, delta.numpy(), rtol=1e-5, atol=1e-6), path
+
+
+def test_rows_of_an_embedding_that_peft_trains_go_along(tmp_path):
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from transformers import LlamaForCausalLM
+
+    rows = LoraConfig(r=2, target_modules=["q_proj"], trainable_token_indices={"embed_tokens": [1, 5]})
+    get_peft_model(LlamaForCausalLM(small_llama()), rows).save_pretrained(tmp_path / "in")
+    found = loratools.inspect(tmp_path / "in").document
+    assert found["unknown_keys"] == []
+    assert found["extras"] == ["base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"]
+    loratools.convert(tmp_path / "in", to="peft").save(tmp_path / "out")
+    assert_same_tensors(read(tmp_path / "out"), read(tmp_path / "in"))
+    assert PeftModel.from_pretrained(LlamaForCausalLM(small_llama()), tmp_path / "out")
+
+
+def test_mlx_states_one_scale(tmp_path):
+    mlx(tmp_path / "mlx")
+    loratools.convert(tmp_path / "mlx", to="peft").save(tmp_path / "peft")
+    config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    config["alpha_pattern"] = {"layers.0.self_attn.q_proj": 8}
+    (tmp_path / "peft" / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(NotRepresentable, match="one scale"):
+        loratools.convert(tmp_path / "peft", to="mlx")
+    assert loratools.convert(tmp_path / "peft", to="mlx", alpha="fold").save(tmp_path / "folded").proof.worst < 1e-6
+
+
+def test_mlx_states_one_rank(tmp_path):
+    folder, tensors = tmp_path / "peft", {}
+    for rank, leaf in ((2, "q_proj"), (3, "v_proj")):
+        stem = f"base_model.model.model.layers.0.self_attn.{leaf}"
+        tensors |= {f"{stem}.lora_A.weight": matrices(rank, 8), f"{stem}.lora_B.weight": matrices(8, rank)}
+    folder.mkdir()
+    save_file(tensors, folder / "adapter_model.safetensors")
+    stated = {
+        "peft_type": "LORA",
+        "r": 2,
+        "lora_alpha": 2,
+        "rank_pattern": {"v_proj": 3},
+        "alpha_pattern": {"v_proj": 3},
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(stated))
+    with pytest.raises(NotRepresentable, match="one rank, and this has 2, 3"):
+        loratools.convert(folder, to="mlx")
+
+
+def test_a_picture_model_is_no_mlx_adapter(tmp_path):
+    stem = "lora_te_text_model_encoder_layers_0_mlp_fc1"
+    save_file(
+        {f"{stem}.lora_down.weight": matrices(2, 768), f"{stem}.lora_up.weight": matrices(3072, 2)},
+        tmp_path / "a.safetensors",
+    )
+    with pytest.raises(NotRepresentable, match="mlx has no names"):
+        loratools.convert(tmp_path / "a.safetensors", to="mlx", arch="sd1")
+
+
+def test_stacked_experts_of_mlx_are_refused_by_name(tmp_path):
+    stem = "model.layers.0.mlp.switch_mlp.gate_proj"
+    save_file({f"{stem}.lora_a": matrices(4, 2, 8), f"{stem}.lora_b": matrices(4, 16, 2)}, tmp_path / "a.safetensors")
+    with pytest.raises(IncompleteAdapter, match="stacked experts"):
+        loratools.convert(tmp_path / "a.safetensors", to="peft")
+
+
+def gguf_file(path, architecture, *, alpha=8.0, kind=None):
+    """(transformers' path → delta) of a GGUF adapter, laid out as llama.cpp's converter of PEFT folders does it."""
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, alpha)
+    arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+    names, truth = gguf.get_tensor_name_map(arch, 12), {}
+    for block in (0, 11):
+        for leaf, (rows, columns) in LAYERS.items():
+            a, b = matrices(4, columns), matrices(rows, 4)
+            hf = f"model.layers.{block}.{leaf}"
+            native = names.get_name(f"{hf}.weight", (".weight",))
+            if kind is None:
+                writer.add_tensor(f"{native}.lora_a", a.astype(np.float16))
+                a = a.astype(np.float16)
+            else:
+                raw = gguf.quants.quantize(a, kind)
+                writer.add_tensor(f"{native}.lora_a", raw, raw_dtype=kind)
+                a = gguf.quants.dequantize(raw, kind)
+            writer.add_tensor(f"{native}.lora_b", b)
+            truth[hf] = (alpha / 4 if alpha else 1) * b.astype(np.float64) @ a.astype(np.float64)
+    if kind is None:
+        a, b = matrices(4, 100), matrices(32, 4)
+        writer.add_tensor("token_embd.weight.lora_a", np.ascontiguousarray(a.T))
+        writer.add_tensor("token_embd.weight.lora_b", b)
+        truth["model.embed_tokens"] = (alpha / 4 if alpha else 1) * (b.astype(np.float64) @ a.astype(np.float64)).T
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return truth
+
+
+@pytest.mark.parametrize("architecture", ["gemma", "gemma2", "gemma3", "phi3", "qwen2", "qwen3"])
+def test_gguf_adapters_are_read_under_transformers_names(architecture, tmp_path, monkeypatch):
+    if architecture == "phi3":
+        monkeypatch.setitem(LAYERS, "self_attn.qkv_proj", (96, 32))
+        monkeypatch.delitem(LAYERS, "self_attn.q_proj")
+        monkeypatch.delitem(LAYERS, "self_attn.k_proj")
+    truth = gguf_file(tmp_path / "a.gguf", architecture)
+    found = loratools.inspect(tmp_path / "a.gguf").document
+    assert (found["format"], found["unknown_keys"]) == ("gguf", [])
+    assert found["architecture"] == {"gemma3": "llm-gemma3-text"}.get(architecture, f"llm-{architecture}")
+    assert_deltas(tmp_path / "a.gguf", truth)
+    loratools.convert(tmp_path / "a.gguf", to="peft").save(tmp_path / "peft")
+    assert_deltas(tmp_path / "peft", truth)
+    with pytest.raises(NotRepresentable, match="read, and not written"):
+        loratools.convert(tmp_path / "peft", to="original")
+
+
+def test_an_alpha_of_zero_is_none_in_gguf(tmp_path):
+    assert_deltas(tmp_path / "a.gguf", gguf_file(tmp_path / "a.gguf", "qwen2", alpha=0.0))
+
+
+def test_quantised_factors_are_the_floats_they_mean(tmp_path):
+    assert_deltas(tmp_path / "a.gguf", gguf_file(tmp_path / "a.gguf", "qwen2", kind=gguf.GGMLQuantizationType.Q8_0))
+
+
+def test_rows_that_llama_cpp_has_moved_are_told_and_not_converted(tmp_path):
+    gguf_file(tmp_path / "a.gguf", "llama")
+    found = loratools.inspect(tmp_path / "a.gguf").document
+    assert (found["format"], found["adapters"], found["unknown_keys"]) == ("gguf", 7, [])
+    with pytest.raises(NotRepresentable, match="number of heads"):
+        loratools.convert(tmp_path / "a.gguf", to="peft")
+
+
+def test_a_damaged_gguf_file_is_malformed(tmp_path):
+    gguf_file(tmp_path / "a.gguf", "qwen2")
+    data = (tmp_path / "a.gguf").read_bytes()
+    for at, raw in {
+        "short": data[: len(data) // 2],
+        "torn": data[:40],
+        "counts": data[:8] + b"\xff" * 8 + data[16:],
+    }.items():
+        (tmp_path / f"{at}.gguf").write_bytes(raw)
+        with pytest.raises(MalformedFile):
+            loratools.open(tmp_path / f"{at}.gguf")
+    (tmp_path / "other.gguf").write_bytes(b"PK\3\4 and more")
+    with pytest.raises(MalformedFile):
+        loratools.open(tmp_path / "other.gguf")
+
+
+def test_gguf_needs_its_package(tmp_path, monkeypatch):
+    gguf_file(tmp_path / "a.gguf", "qwen2")
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(UnsupportedFile, match="gguf") as refusal:
+        loratools.open(tmp_path / "a.gguf")
+    assert "loratools[gguf]" in refusal.value.hint
