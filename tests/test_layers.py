@@ -24,13 +24,14 @@ FLOORS = (
 )
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names}
 # What no module imports when it is itself imported: seconds of start-up.
-HEAVY = ("torch", "numpy", "safetensors", "diffusers", "peft", "transformers", "huggingface_hub", "rich")
+HEAVY = ("torch", "numpy", "safetensors", "diffusers", "gguf", "peft", "transformers", "huggingface_hub", "rich")
 # Who may import what, inside functions. What is not listed is light.
 ALLOWED = {
     "torch": {"adapters", "bases", "operations", "pipelines", "reports", "tensors"},
     "numpy": {"pipelines", "reports"},
     "safetensors": {"operations", "pipelines"},
     "diffusers": {"pipelines"},
+    "gguf": {"formats", "tensors"},
     "peft": {"pipelines"},
     "transformers": {"pipelines"},
     "huggingface_hub": {"hub"},
@@ -151,6 +152,13 @@ def test_help_imports_neither_rich_nor_operations(arguments):
 def test_inspect_imports_no_heavy_library(adapters, file, form):
     code, modules, done = modules_after("inspect", adapters / file, *(["--json"] if form == "json" else []))
     assert code == 0, done.stderr
+    assert modules.isdisjoint(LIGHT)
+
+
+def test_a_file_is_hashed_and_fingerprinted_without_torch(sd1):
+    code, modules, done = modules_after("hash", sd1, "--json")
+    assert code == 0, done.stderr
+    assert json.loads(done.stdout)["fingerprint_of"] == "adapter"
     assert modules.isdisjoint(LIGHT)
 
 

@@ -7,13 +7,12 @@ from typing import Any
 import click
 
 from loratools.cli import options
-from loratools.cli.failures import print_message
 from loratools.cli.options import Manner, speaks
-from loratools.cli.render import Document, Page, counted, emit, write
+from loratools.cli.render import Document, Page, counted
+from loratools.cli.several import answer
 from loratools.cli.text import human_bytes
-from loratools.errors import LoratoolsError, UsageError
+from loratools.errors import UsageError
 
-SCHEMA = "loratools.inspect/1"
 SHOWN = 20  # unknown keys on a page
 
 
@@ -41,28 +40,14 @@ def command(refs: tuple[str, ...], manner: Manner, *, strict: bool, **how: Any) 
     if how["plot"] is not None and len(refs) > 1:
         raise UsageError(f"one plot cannot show {len(refs)} files", hint="call it once for each")
 
-    documents: list[dict[str, Any]] = []
-    code = 0
-    for ref in refs:
-        try:
-            document = inspect(ref, **how).to_dict()
-        except LoratoolsError as error:
-            if len(refs) == 1:
-                raise
-            document = error.to_dict()
-            if not manner.json:
-                print_message(error)
-        code = code or document.get("exit_code") or (3 if strict and strangers(document) else 0)
-        if manner.json:
-            documents.append(document)
-        elif document["schema"] == SCHEMA:
-            emit(document, manner, view)
-            if ref is not refs[-1]:
-                write("\n")
-    if manner.json:
-        emit(documents[0] if len(refs) == 1 else {"schema": SCHEMA, "results": documents}, manner, view)
-    if code:
-        click.get_current_context().exit(code)
+    answer(
+        refs,
+        "loratools.inspect/1",
+        lambda ref: inspect(ref, **how).to_dict(),
+        view,
+        manner,
+        code_of=lambda document: 3 if strict and strangers(document) else 0,
+    )
 
 
 def strangers(document: Document) -> list[str]:
@@ -110,7 +95,7 @@ def view(page: Page, document: Document, manner: Manner) -> None:
                     row["kind"],
                     row["rank"],
                     row["alpha"],
-                    f"{row['scale']:g}",
+                    "not read" if row["scale"] is None else f"{row['scale']:g}",
                     " x ".join(map(str, row["weight_shape"] or ())),
                 )
                 for row in document["modules"]
