@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from loratools.batch.batch import Batch as Batch
     from loratools.operations.apply import apply as apply
     from loratools.operations.catalogue import supported_architectures as supported_architectures
     from loratools.operations.catalogue import supported_formats as supported_formats
@@ -19,24 +20,36 @@ if TYPE_CHECKING:
     from loratools.operations.convert import convert as convert
     from loratools.operations.demo import demo as demo
     from loratools.operations.extract import extract as extract
+    from loratools.operations.hash import hash_files as hash  # noqa: A004, F401 — `loratools.hash`
     from loratools.operations.inspect import inspect as inspect
     from loratools.operations.lora import open_lora as open  # noqa: A004, F401 — `loratools.open`, as in any file library
     from loratools.operations.merge import merge as merge
+    from loratools.operations.metadata import get_metadata as get_metadata
+    from loratools.operations.metadata import read_metadata as read_metadata
+    from loratools.operations.metadata import remove_metadata as remove_metadata
+    from loratools.operations.metadata import set_metadata as set_metadata
+    from loratools.operations.metadata import strip_metadata as strip_metadata
     from loratools.operations.rebuild import rebuild as rebuild
     from loratools.operations.resize import resize as resize
     from loratools.operations.validate import validate as validate
     from loratools.pipelines.synthetic import make_pipeline as make_pipeline
 
 _VERBS = {
+    "Batch": ("loratools.batch.batch", "Batch"),
     "apply": ("loratools.operations.apply", "apply"),
     "combine": ("loratools.operations.combine", "combine"),
     "compare": ("loratools.operations.compare", "compare"),
     "convert": ("loratools.operations.convert", "convert"),
     "demo": ("loratools.operations.demo", "demo"),
     "extract": ("loratools.operations.extract", "extract"),
+    "hash": ("loratools.operations.hash", "hash_files"),
     "inspect": ("loratools.operations.inspect", "inspect"),
     "make_pipeline": ("loratools.pipelines.synthetic", "make_pipeline"),
     "merge": ("loratools.operations.merge", "merge"),
+    **{
+        name: ("loratools.operations.metadata", name)
+        for name in ("get_metadata", "read_metadata", "remove_metadata", "set_metadata", "strip_metadata")
+    },
     "rebuild": ("loratools.operations.rebuild", "rebuild"),
     "resize": ("loratools.operations.resize", "resize"),
     "validate": ("loratools.operations.validate", "validate"),
