@@ -8,21 +8,23 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from loratools.batch.items import Item, items
 from loratools.batch.manifest import home_of, rows
 from loratools.batch.pool import Pool
+from loratools.batch.ray_pool import RayPool
 from loratools.batch.results import check_results, write_results
 from loratools.batch.state import BEGUN, DONE, FAILED, TODO, State
 from loratools.batch.verbs import batch_verb
 from loratools.batch.worker import NO_LIMITS, Limits
-from loratools.errors import UsageError
+from loratools.errors import InternalError, UsageError
 
 RUNNER = "loratools.cli.items:run"
 """What runs the words of an item, in a worker."""
 ATTEMPTS = 3
 Manifest = str | os.PathLike[str] | Iterable[str | Mapping[str, Any]]
+Engine = Literal["processes", "ray"]
 Progress = Callable[[int, int, int], None]
 
 
@@ -64,6 +66,9 @@ class Batch:
     fill columns that rows lack (base="sd15.safetensors" for merge). `state` is the SQLite file that makes it resumable;
     two batches never share one. `shard` (i, n) takes every n-th item. Items that failed for want of resources, by the
     network, or with their worker are tried up to three times; `retry` tries all that failed once more.
+
+    The `engine` is processes of this machine, or "ray": a cluster at `ray_address`, or one started here. Manifest and
+    state are the same under both.
     """
 
     verb: str
@@ -77,6 +82,8 @@ class Batch:
     limits: Limits = NO_LIMITS
     shard: tuple[int, int] = (1, 1)
     retry: bool = False
+    engine: Engine = "processes"
+    ray_address: str | None = None
     progress: Progress | None = None
 
     def run(self) -> Summary:
@@ -109,6 +116,8 @@ class Batch:
             worked = self._work(state)
             state.flush()
             counts = state.counts(self.shard)
+            if counts.get(TODO) or counts.get(BEGUN):
+                raise InternalError(f"items were left undone: {counts}", path=state.path)
             if results is not None:
                 write_results(results, state.results())
             codes = state.codes()
@@ -126,7 +135,7 @@ class Batch:
         for folder in {Path(item.output).parent for item in state.todo(self.shard) if item.output}:
             folder.mkdir(parents=True, exist_ok=True)
         tries: dict[int, int] = {}
-        with Pool(min(self.workers or os.cpu_count() or 1, left), RUNNER, self.limits, state.begin_items) as pool:
+        with self._pool(left, state) as pool:
             again: list[Item] = []
             pending = state.todo(self.shard)
             while True:
@@ -144,6 +153,11 @@ class Batch:
                 if not again:
                     return worked
                 pending, again = iter(again), []
+
+    def _pool(self, left: int, state: State) -> Pool | RayPool:
+        if self.engine == "processes":
+            return Pool(min(self.workers or os.cpu_count() or 1, left), RUNNER, self.limits, state.begin_items)
+        return RayPool(self.workers, RUNNER, self.limits, state.begin_items, address=self.ray_address)
 
 
 _ANSWERS = (0, 1)

@@ -126,7 +126,11 @@ class Pool:
             if worker.pipe in ready:
                 yield from self._answers(worker)
             if worker.hand and worker.ended:
-                yield self._lost(worker, "died", again)
+                event = self._lost(worker, "died", again)
+                if worker.ready:
+                    yield event
+                else:  # it had not begun with anything
+                    again.appendleft(event.item)
             elif worker.hand and self._too_long(worker):
                 yield self._lost(worker, "timeout", again)
 
@@ -168,16 +172,17 @@ class Pool:
         item = worker.hand.popleft()
         again.extendleft(reversed(worker.hand))
         _sweep(item, worker.process.pid)
-        document = _died(item, kind, worker.process.exitcode, took)
+        document = died(item, kind, worker.process.exitcode, took)
         return Event(item, kind, Answer(ResourceError.exit_code, document, took))
 
 
-def _died(item: Item, kind: str, code: int | None, seconds: float) -> dict[str, Any]:
+def died(item: Item, kind: str, code: int | None, seconds: float) -> dict[str, Any]:
+    """The error document of an item whose worker died or took too long; `code` is how the process ended, if known."""
     if kind == "timeout":
         error = ResourceError(f"it took longer than allowed ({seconds:.1f} s)", path=item.source)
         return {**error.to_dict(), "code": "timeout"}
-    how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
-    message = f"the process that worked on it died ({how})"
+    how = "" if code is None else f" (signal {-code})" if code < 0 else f" (exit code {code})"
+    message = f"the process that worked on it died{how}"
     error = ResourceError(message, path=item.source, hint="is there memory for it?")
     return {**error.to_dict(), "code": "worker-died"}
 

@@ -198,8 +198,8 @@ class State:
     def results(self) -> Iterator[dict[str, Any]]:
         """What is known of every item that has ended, in the manifest's order."""
         cursor = self._base.execute(
-            "SELECT number, source, output, state, attempts, exit_code, code, message, seconds, output_sha256, document "
-            "FROM item WHERE state IN ('done', 'failed') ORDER BY number"
+            "SELECT number, source, output, state, attempts, exit_code, code, message, seconds, output_sha256, "
+            "document FROM item WHERE state IN ('done', 'failed') ORDER BY number"
         )
         columns = [column[0] for column in cursor.description]
         for row in cursor:

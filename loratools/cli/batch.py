@@ -28,6 +28,8 @@ MEGABYTE = 1_000_000
 )
 @click.option("--results", type=click.Path(), metavar="FILE", help="A row for each item: .jsonl or .parquet.")
 @click.option("--workers", type=click.IntRange(1, 1024), help="Processes; one a core if not said.")
+@click.option("--engine", type=click.Choice(("processes", "ray")), default="processes", show_default=True)
+@click.option("--ray-address", metavar="ADDRESS", help="A running Ray cluster; without it one is started here.")
 @click.option("--shard", metavar="I/N", help="Every N-th item, from the I-th on: one of N machines' part.")
 @click.option("--retry", is_flag=True, help="Try what failed once more.")
 @click.option("--time-limit", type=click.FloatRange(0.1), metavar="SECONDS", help="For one item.")
@@ -61,6 +63,8 @@ def command(verb: str, manifest: str, words: tuple[str, ...], manner: Manner, **
             limits=limits,
             shard=_shard(how["shard"]),
             retry=how["retry"],
+            engine=how["engine"],
+            ray_address=how["ray_address"],
             progress=progress,
         ).run()
     emit(done.to_dict(), manner, view)

@@ -219,3 +219,23 @@ def test_the_command_says_how_it_ended(inputs, tmp_path, monkeypatch):
     assert (wrong.code, "did you mean '--to'?" in wrong.err) == (2, True)
     for words in (["--shard", "3/2"], ["--set", "x"], ["--results", "r.txt"], ["-o", "x"]):
         assert command("batch", "inspect", inputs, *words).code == 2, words
+
+
+@pytest.mark.long
+def test_a_cluster_ends_as_processes_do(inputs, tmp_path, undisturbed):
+    pytest.importorskip("ray", reason="Ray is not installed")
+    folder, done = undisturbed
+    how = {"options": ["--to", "diffusers"], "output": str(tmp_path / PATTERN), "results": tmp_path / "r.jsonl"}
+    found = batch(inputs, tmp_path, "convert", engine="ray", **how).run()
+    assert (found.done, found.codes) == (done.done, done.codes)
+    assert same_files(tmp_path / "out", folder / "out")
+
+
+@pytest.mark.long
+def test_an_actor_that_dies_costs_its_item(inputs, tmp_path, monkeypatch):
+    pytest.importorskip("ray", reason="Ray is not installed")
+    monkeypatch.setattr(batch_module, "RUNNER", "tests.batch.odd_items:run")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    done = batch(inputs, tmp_path, engine="ray", limits=Limits(seconds=5.0)).run()
+    assert done.codes == {"timeout": 1, "worker-died": 1}
+    assert done.done == COUNT - 2
