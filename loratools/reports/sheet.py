@@ -103,17 +103,17 @@ def _cell(panel: Panel, scene: Scene, box: int) -> Cell:
     word = "" if panel.status == "info" or panel.route in {BASE, REFERENCE} else f" ({WORDS[panel.status]})"
     heading = _wrapped(f"{panel.route}{word}", 16, ink, box, most=2)
     remarks = [line for remark in panel.remarks[:2] for line in _wrapped(remark, 13, FAINT, box, most=4)]
-    if panel.pixels is None:
-        return Cell(heading, None, _wrapped("no picture", 14, FAINT, box - 24), None, remarks)
-    pixels = require_pixels(panel.pixels, panel.route)
-    scale = box / max(pixels.shape[:2])
-    height, width = (max(1, round(side * scale)) for side in pixels.shape[:2])
     under = [
         line
         for figure in panel.figures
         if figure.value is not None
         for line in _wrapped(spoken(figure), 13, INK, box, most=2)
     ]
+    if panel.pixels is None:
+        return Cell(heading, None, _wrapped("no picture", 14, FAINT, box - 24), None, [*under, *remarks])
+    pixels = require_pixels(panel.pixels, panel.route)
+    scale = box / max(pixels.shape[:2])
+    height, width = (max(1, round(side * scale)) for side in pixels.shape[:2])
     reference = scene.panel(REFERENCE)
     made: Pixels | None = None
     if panel.route == REFERENCE:

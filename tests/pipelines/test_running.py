@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from diffusers import DDIMScheduler, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, UnCLIPScheduler
 from torch import nn
 
 import loratools as lt
@@ -41,7 +41,11 @@ def test_every_sampler_is_a_class_of_diffusers_and_takes_the_models_own_noise(ro
 
 
 def test_a_sampler_of_the_other_sort_of_model_and_an_unknown_one_are_refused():
-    for current, name in ((FlowMatchEulerDiscreteScheduler(), "ddim"), (DDIMScheduler(), "euler-flow")):
+    for current, name in (
+        (FlowMatchEulerDiscreteScheduler(), "ddim"),
+        (DDIMScheduler(), "euler-flow"),
+        (UnCLIPScheduler(), "ddim"),
+    ):
         with pytest.raises(UsageError) as problem:
             set_scheduler(SimpleNamespace(scheduler=current), name)
         assert problem.value.hint

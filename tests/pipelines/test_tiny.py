@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE
+from safetensors import safe_open
 
 import loratools as lt
 from loratools.architectures.registry import architecture as table
@@ -137,8 +138,21 @@ def validated(name, pipeline, tmp_path, **how):
     return done
 
 
+def test_rebuild_proves_a_model_whose_weights_are_renamed_as_they_load_and_a_scheduler_of_two_steps_at_least(
+    pipeline, tmp_path
+):
+    trial = lt.rebuild(pipeline("qwen-image"), [], tmp_path / "rebuilt").trial
+    with safe_open(pipeline("qwen-image") / "text_encoder" / "model.safetensors", "pt") as file:
+        names = list(file.keys())
+    loaded = load_pipeline(tmp_path / "rebuilt", Place())
+    assert not set(names) <= set(loaded.text_encoder.state_dict())
+    assert loaded.scheduler.config.shift_terminal
+    assert trial.tensors["text_encoder"] == len(names)
+    assert trial.pixels == (64, 64)
+
+
 @pytest.mark.long
-@pytest.mark.parametrize("name", architectures())
+@pytest.mark.parametrize("name", OTHERS)
 def test_every_pipeline_paints_the_same_for_the_same_words_and_passes_with_every_mistake_caught(
     name, pipeline, tmp_path
 ):
