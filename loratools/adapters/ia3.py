@@ -69,8 +69,8 @@ class IA3:
         return len(shape) > 1 and shape[0] == 1 and shape[1] != 1
 
     def weight_shape(self, factors: Factors) -> tuple[int | None, ...] | None:
-        """(None, in) or (out, None)."""
-        if "scale_vector" not in factors:
+        """(None, in) or (out, None); None where the flag that tells which is out of reach."""
+        if "scale_vector" not in factors or not factors.get("on_input", factors["scale_vector"]).is_within_reach:
             return None
         extent = factors["scale_vector"].numel
         return (None, extent) if self.on_input(factors) else (extent, None)

@@ -6,10 +6,13 @@ for says nothing, and one that its pipeline has from another architecture is a m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
+from loratools.architectures.llm import PREFIX
 from loratools.architectures.registry import ARCHITECTURES
+from loratools.bases.identify import Identity
 
 DENOISERS = frozenset(known.denoiser.name for known in ARCHITECTURES)
 
@@ -58,3 +61,24 @@ def _is_foreign(component: str, candidates: tuple[str, ...], settled: tuple[str,
     if not any(name in known for name in candidates):
         return True
     return not any(component in known[name].by_name for name in settled if name in known)
+
+
+def alone(found: Identity | None) -> Identity | None:
+    """A file that no pipeline is around: a language model is one, though some pipeline may read its prompts by it."""
+    language = tuple(name for name in found.candidates if name.startswith(PREFIX)) if found else ()
+    return replace(found, candidates=language) if found and language else found
+
+
+def joined(identities: Mapping[str, Identity]) -> Identity | None:
+    """What a whole pipeline is, by its components: the architectures that the models with a table allow."""
+    models = {name: item for name, item in identities.items() if item.role == "base"} or dict(identities)
+    if not models:
+        return None
+    agreed = agreement([(name, item.candidates) for name, item in models.items()])
+    told = [item for at, item in enumerate(models.values()) if at not in agreed.carried]
+    unmatched = tuple(key for item in told for key in item.unmatched)
+    variants = next((item.variants for item in told if item.variants), ())
+    first = next((item for item in told if item.candidates), told[0])
+    return replace(
+        first, role="base", candidates=agreed.candidates, components={}, unmatched=unmatched, variants=variants
+    )

@@ -86,9 +86,8 @@ class Pair:
     are tensors of different shapes, `unpaired` those of such components that one side lacks, `one_sided` whole
     components that one side lacks; `unplaced` are tensors of other names on both sides (name → both); `beyond` are
     layers that checkpoints have and the pipeline's model has not, so that no adapter can name them. `turned` says that
-    matrices are stored [in, out]. `tied` are heads that both models, by their configurations, read from an embedding:
-    head → embedding, by path; `alike` those whose values are an embedding's in both. `names` is how a language
-    model, which has no table, names its layers.
+    matrices are stored [in, out]. `tied` are heads that both models' configurations read from an embedding: head →
+    embedding, by path; `alike` those whose values are an embedding's in both; `names` is a language model's naming.
     """
 
     table: Architecture | None
@@ -158,8 +157,7 @@ def pair(
         tuple(dict.fromkeys(f"{c}: only in {side}" for (c, _), side in lone.items() if c not in coverage)),
         _unplaced(base, ours, tuned, theirs),
         beyond,
-        table is None
-        and any(native.placement.layout == "transpose" and native.part is None for native in mine.values()),
+        table is None and any(item.placement.layout == "transpose" and item.part is None for item in mine.values()),
     )
 
 

@@ -11,15 +11,16 @@ from loratools.cli.render import Document, Page, emit
 @click.command("formats")
 @speaks
 def command(manner: Manner) -> None:
-    """Every format that is written."""
+    """Every format that is read, and every one that is written."""
     from loratools.operations import catalogue
 
     emit(catalogue.supported_formats().to_dict(), manner, view)
 
 
 def view(page: Page, document: Document, manner: Manner) -> None:
-    """One row a format."""
+    """One row a format: those that are written, then those that are read."""
     del manner
+    page.line("written")
     page.table(
         ("format", "what it is", "alpha", "kinds", "readers"),
         [
@@ -28,4 +29,8 @@ def view(page: Page, document: Document, manner: Manner) -> None:
         ],
     )
     page.line("")
-    page.line("These are written; reading accepts them all, in any mixture of prefixes, namings and suffixes.")
+    page.line("read, in any mixture of prefixes, namings and suffixes")
+    page.table(
+        ("inspect says", "what it is", "written by", "we write it"),
+        [(row["id"], row["title"], ", ".join(row["writers"]), row["written"]) for row in document["read"]],
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from loratools.architectures.architecture import Architecture, Component
@@ -11,6 +11,7 @@ from loratools.formats.format import Format, Options
 from loratools.formats.suffixes import WRITTEN
 from loratools.model import Spelling, Target
 
+_WITH_FLUX_LOADER = ("bria-fibo", "chroma", "flux1")
 _NORMS = ("norm_q", "norm_k", "norm_added_q", "norm_added_k")
 
 
@@ -24,6 +25,13 @@ def _spell(architecture: Architecture | None, component: Component | None, _: Op
 def loads_norm(target: Target) -> bool:
     """Whether the loader of Flux' control adapters puts that norm in its place: those of queries and keys alone."""
     return target.paths[0].rpartition(".")[2] in _NORMS
+
+
+def as_loaded(form: Format, architectures: Collection[str]) -> Format:
+    """The format with the kinds that the loader of these models takes: norms with Flux' alone."""
+    if form is not DIFFUSERS or set(architectures) & set(_WITH_FLUX_LOADER):
+        return form
+    return form._replace(kinds=("lora",))
 
 
 def block(component: str, modules: Sequence[tuple[str, int, Any]], **fields: Any) -> dict[str, Any]:

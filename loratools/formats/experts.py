@@ -51,7 +51,13 @@ def unstacked(groups: dict[Stem, Group], parts: Sequence[Part]) -> tuple[dict[St
         return groups, frozenset()
     found: dict[Stem, Group] = {}
     for stem, group in groups.items():
-        found.update(dealt.get(stem) or {stem: group})
+        for name, member in (dealt.get(stem) or {stem: group}).items():
+            other = found.setdefault(name, member)
+            if other is not member:
+                keys = [next(iter(one.found.values())).key for one in (other, member)]
+                raise IncompleteAdapter(
+                    f"one expert has two adapters: {keys[0]} and {keys[1]}", path=group.file, key=keys[1]
+                )
     return found, frozenset(stem for experts in dealt.values() for stem in experts)
 
 
@@ -112,9 +118,10 @@ def _experts(group: Group, item: Stacked, config: Config, dealer: Dealer) -> dic
             "an adapter of stacked experts is two matrices", path=group.file, key=group.stem[1], found=list(group.found)
         )
     down, up = group.found["down"], group.found["up"]
-    rows, columns = down.tensor.shape[0], up.tensor.shape[1] if len(up.tensor.shape) == 2 else 0
+    matrices = len(down.tensor.shape) == len(up.tensor.shape) == 2
+    rows, columns = (down.tensor.shape[0], up.tensor.shape[1]) if matrices else (0, 0)
     rank = rank_of(config, [f"{item.module}.{item.parameter}"])
-    if not rank or rank < 0 or rows % rank or rows != columns or len(down.tensor.shape) != 2:
+    if not rank or rank < 0 or not rows or rows % rank or rows != columns:
         raise IncompleteAdapter(
             f"{item.module}.{item.parameter}: experts of rank {rank} do not make factors of {list(down.tensor.shape)} "
             f"and {list(up.tensor.shape)}",

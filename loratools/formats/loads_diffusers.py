@@ -30,7 +30,7 @@ LOADED: Mapping[str, tuple[str, ...]] = {
 SECOND_EXPERT = fails(
     "left out: the second expert is loaded from a file of its own, which names it `transformer`, with "
     "load_into_transformer_2=True",
-    "run",
+    "read",
 )
 
 

@@ -249,7 +249,7 @@ LOADERS: tuple[Loader, ...] = (
             blocks=LUMINA_BLOCKS,
         ),
     )),
-    Loader("MiniMaxH3LoraLoaderMixin", ("minimax-h3",), ways=(
+    Loader("MiniMaxH3LoraLoaderMixin", ("minimax-h3",), ("transformer", "transformer_ref"), (
         Way(
             (
                 Row(NO_FACTORS, kinds=KINDS),

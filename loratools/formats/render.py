@@ -111,6 +111,7 @@ def render(
 
     adapters, restored = with_exact_scales(adapters)
     regrouped = regroup(adapters.adapters, target_of or native, recorded=recorded_groups(adapters))
+    form = diffusers.as_loaded(form, adapters.architectures)
     kept, lost = holdable([finish(item) for item in regrouped.adapters], form, allow_lossy=allow_lossy)
     tensors: dict[str, dict[str, LazyTensor]] = {}
     placed: list[Adapter] = []

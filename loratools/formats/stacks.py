@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import NamedTuple
@@ -138,6 +139,8 @@ def _pile(parameter: str, experts: Mapping[int, Adapter], count: int) -> tuple[P
     none = tuple(LazyTensor.zeros(tensor.dtype, tensor.shape) for tensor in first)
     held = [pairs.get(number, none) for number in range(count)]
     alpha, kept = alpha_for(members[0].alpha, scale, rank)
+    if members[0].alpha.rank_stabilized and not alpha.rank_stabilized:  # one switch is for the whole configuration
+        alpha = alpha._replace(value=Fraction(float(scale) * math.sqrt(rank)), rank_stabilized=True)
     target = Target(members[0].target.component, (parameter,))
     padded = len(pairs) < count or any(item.rank != rank for item in members)
     note = f"{len(pairs)} of {count} experts at rank {rank}" + ("" if equal else "; brought to one scale")

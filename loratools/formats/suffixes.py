@@ -117,6 +117,8 @@ SUFFIXES: tuple[Suffix, ...] = (
 IA3_VECTOR = Suffix(".weight", "scale_vector", "ia3", _KOHYA)
 # DoRA's magnitude in MLX, which means this only beside its factors.
 MLX_MAGNITUDE = Suffix(".m", "magnitude", "", _MLX)
+# A norm's weight, where that is the word for it; `.scale.set_weight` is a norm's anyway.
+_OF_NORMS = Suffix(SET_WEIGHT, "replacement", "norm", _COMFY)
 # An embedding has its two factors the other way round: its rows are the vocabulary, [vocab, r] and [r, dim] in MLX.
 EMBEDDINGS = ("embed_in", "embed_tokens", "token_embd", "word_embeddings", "wte")
 _OF_EMBEDDINGS: Mapping[str, Suffix] = {
@@ -156,6 +158,8 @@ def cut(key: str) -> Cut | None:
             longest = row
     if longest is not None:
         stem = key[: -len(longest.text)]
+        if longest.text == SET_WEIGHT and "norm" in stem.rpartition(".")[2]:
+            longest = _OF_NORMS
         if longest.text in _OF_EMBEDDINGS and stem.rpartition(".")[2] in EMBEDDINGS:
             longest = _OF_EMBEDDINGS[longest.text]
         return Cut(stem, longest.text, longest)

@@ -62,8 +62,7 @@ def laid_out(
     folder = like.reading.opened.layout in ("mlx", "peft")
     original = dialect_record(source, table, folder=folder, path=like.name)
     if original.alpha == "none":  # a file that has no alpha has no place for one
-        settled = tuple(item if is_plain(item) else fold(item) for item in made.adapters)
-        made = replace(made, adapters=settled)
+        made = replace(made, adapters=tuple(item if is_plain(item) else fold(item) for item in made.adapters))
     return LaidOut(restore(made, original, table, allow_lossy=allow_lossy), original.format, folder)
 
 

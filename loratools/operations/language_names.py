@@ -82,6 +82,13 @@ def _own(lora: Lora, *, experts: bool, whole: bool) -> _Own:
     """What the model type has as one; the types that fit must agree on what is asked."""
     settled = lora.architecture is not None and lora.architecture.startswith(PREFIX)
     ids = (lora.architecture or "",) if settled else lora.candidates
+    strange = next((name for name in ids if name not in _TYPES), None)
+    if experts and strange is not None:
+        raise NotRepresentable(
+            f"how the experts of {strange} lie in their parameter is not known",
+            path=lora.name,
+            hint="--to peft keeps their names; --arch says a type that is known, such as llm-mixtral",
+        )
     found = {name: _TYPES.get(name, _Own()) for name in ids}
     said = {(own.gate_up, own.qkv, own.stacked or not experts) if whole else own.each for own in found.values()}
     if len(said) > 1 and (whole or experts):

@@ -90,14 +90,19 @@ def test_a_language_model_has_its_own_names():
     assert torch.equal(base.weight("model", path).load(), held[f"{path}.weight"])
 
 
-def test_what_is_no_base_and_what_is_quantised_with_scales_is_refused():
+def test_what_is_no_base_is_refused():
     adapter = {"lora_unet_conv_in.lora_down.weight": torch.zeros(2, 4)}
     with pytest.raises(WrongRole):
         open_base("memory", [(None, MemoryTensors(adapter))])
-    scaled = {
-        "double_blocks.0.img_attn.qkv.weight": torch.zeros(6, 2, dtype=torch.int8),
-        "double_blocks.0.img_attn.qkv.scale_weight": torch.ones(1),
-    }
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale"),
+    [(torch.int8, "scale_weight"), (torch.float8_e4m3fn, "weight_scale_inv"), (torch.uint8, "weight_scale_2")],
+)
+def test_weights_whose_scales_are_not_read_are_refused(dtype, scale):
+    stem = "double_blocks.0.img_attn.qkv"
+    scaled = {f"{stem}.weight": torch.zeros(6, 2, dtype=dtype), f"{stem}.{scale}": torch.ones(1)}
     with pytest.raises(UnsupportedFile, match="quantised"):
         open_base("memory", [(None, MemoryTensors(scaled))])
 

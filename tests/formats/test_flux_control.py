@@ -72,6 +72,16 @@ def test_a_norm_that_is_put_in_its_place_changes_the_bases_to_itself(tmp_path):
     )
 
 
+def test_norms_of_other_models_have_no_loader_that_puts_them_in_their_place(tmp_path):
+    tensors = {"transformer.transformer_blocks.0.attn.norm_q.weight": torch.randn(128)}
+    stem = "transformer.transformer_blocks.0.attn.to_q"
+    tensors |= {f"{stem}{PEFT[r]}": t for r, t in low_rank((3072, 3072), 2, Draw(4)).items()}
+    source = write(tensors, tmp_path / "in.safetensors")
+    with pytest.raises(NotRepresentable, match="no place for norm"):
+        loratools.convert(source, to="diffusers", arch="qwen-image")
+    assert_round_trip(source, ["comfy"], tmp_path / "comfy", arch="qwen-image")
+
+
 def test_a_norm_without_factors_beside_it_is_a_base_models(tmp_path):
     tensors = {f"transformer_blocks.{n}.attn.norm_q.weight": torch.ones(128) for n in range(3)}
     assert loratools.inspect(write(tensors, tmp_path / "in.safetensors")).document["role"] != "adapter"

@@ -99,6 +99,16 @@ def test_one_input_of_weight_1_comes_out_as_it_went_in(tmp_path, sdxl):
     assert result.proof.identical == len(result.layers)
 
 
+@pytest.mark.parametrize("weight", [0.5, 0.7])
+def test_a_weight_goes_into_the_factors_where_the_file_has_no_place_for_an_alpha(tmp_path, weight):
+    layers = making.layers("sd1", "diffusers", only=["unet"])
+    plain = making.pairs(layers, lambda part, name: f"{part}.{name}", making.PEFT, with_alpha=False)
+    source = making.write(plain, tmp_path / "in.safetensors")
+    lt.combine([(source, weight)]).save(tmp_path / "out.safetensors")
+    assert load_file(tmp_path / "out.safetensors").keys() == plain.keys()
+    assert worst(dense(tmp_path / "out.safetensors"), summed((source, weight))) <= 1e-6
+
+
 def test_the_same_file_twice_is_twice_the_delta_and_minus_itself_nothing(tmp_path):
     a = file(tmp_path / "a.safetensors", modules=SMALL)
     lt.combine([a, a]).save(tmp_path / "twice.safetensors")
