@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from loratools.adapters.adapter import Adapter
 from loratools.adapters.kind import kind_of
-from loratools.architectures.llm import PREFIX
-from loratools.errors import ArchitectureMismatch, IncompleteAdapter, Unavailable, UnreadableForm, WrongRole
+from loratools.errors import ArchitectureMismatch, IncompleteAdapter, UnreadableForm, WrongRole
 from loratools.formats.collect import collect
 from loratools.formats.configs import as_number
 from loratools.formats.glance import glance
@@ -99,7 +98,7 @@ def _inspection(
         reading = parse(opened, arch=arch)
     except WrongRole:
         return _other(opened)
-    except (ArchitectureMismatch, IncompleteAdapter, UnreadableForm, Unavailable) as error:
+    except (ArchitectureMismatch, IncompleteAdapter, UnreadableForm) as error:
         if arch is not None:
             raise
         return _unplaced(opened, error)
@@ -214,12 +213,14 @@ def _row(item: Adapter) -> dict[str, Any]:
 
 def _other(opened: Opened) -> Inspection:
     """The document of a file, a folder or a pipeline that is no adapter."""
+    from loratools.bases.agreement import alone, joined
+
     if opened.layout == "pipeline":
         parts = {part.component or "": _identity(_shapes([part])) for part in opened.parts}
-        found = _joined({name: item for name, item in parts.items() if item is not None})
+        found = joined({name: item for name, item in parts.items() if item is not None})
         components = {name: len(part.source) for name, part in zip(parts, opened.parts, strict=True)}
     else:
-        found = _alone(_identity(_shapes(opened.parts)))
+        found = alone(_identity(_shapes(opened.parts)))
         components = {name: len(part.keys) for name, part in found.components.items()} if found else {}
     unmatched = list(found.unmatched) if found else sorted(_shapes(opened.parts))
     metadata = {key: value for part in opened.parts for key, value in part.source.metadata.items()}
@@ -247,9 +248,7 @@ def _other(opened: Opened) -> Inspection:
     return Inspection(document, None, len(unmatched))
 
 
-def _unplaced(
-    opened: Opened, error: ArchitectureMismatch | IncompleteAdapter | UnreadableForm | Unavailable
-) -> Inspection:
+def _unplaced(opened: Opened, error: ArchitectureMismatch | IncompleteAdapter | UnreadableForm) -> Inspection:
     """The document of an adapter whose layers have no place: of an unknown architecture or form, or with factors amiss.
 
     What it says of it rests on the keys alone.
@@ -277,26 +276,3 @@ def _identity(sizes: Mapping[str, tuple[int, ...]]) -> Identity | None:
     from loratools.bases.identify import identify as identity_of
 
     return identity_of(sizes)
-
-
-def _alone(found: Identity | None) -> Identity | None:
-    """A file that no pipeline is around: a language model is one, though some pipeline may read its prompts by it."""
-    language = tuple(name for name in found.candidates if name.startswith(PREFIX)) if found else ()
-    return replace(found, candidates=language) if found and language else found
-
-
-def _joined(identities: Mapping[str, Identity]) -> Identity | None:
-    """What a whole pipeline is, by its components: the architectures that the models with a table allow."""
-    from loratools.bases.agreement import agreement
-
-    models = {name: item for name, item in identities.items() if item.role == "base"} or dict(identities)
-    if not models:
-        return None
-    agreed = agreement([(name, item.candidates) for name, item in models.items()])
-    told = [item for at, item in enumerate(models.values()) if at not in agreed.carried]
-    unmatched = tuple(key for item in told for key in item.unmatched)
-    variants = next((item.variants for item in told if item.variants), ())
-    first = next((item for item in told if item.candidates), told[0])
-    return replace(
-        first, role="base", candidates=agreed.candidates, components={}, unmatched=unmatched, variants=variants
-    )
