@@ -9,7 +9,7 @@ import click
 from loratools.cli import options
 from loratools.cli.options import Manner, speaks
 from loratools.cli.render import Document, Page
-from loratools.cli.several import answer
+from loratools.cli.several import answer, expanded, references
 from loratools.cli.text import human_bytes
 
 NAMES = (
@@ -20,7 +20,7 @@ WITHOUT = {"autov1": "none below 2 MiB", "blake3": "needs the package blake3"}
 
 
 @click.command("hash")
-@click.argument("refs", metavar="FILE...", nargs=-1, required=True)
+@references("FILE...")
 @options.architecture
 @options.unsafe_pickle
 @speaks
@@ -33,7 +33,7 @@ def command(refs: tuple[str, ...], manner: Manner, **how: Any) -> None:
     """
     from loratools.operations.hash import hash_files
 
-    answer(refs, "loratools.hash/1", lambda ref: hash_files(ref, **how).to_dict(), view, manner)
+    answer(expanded(refs), "loratools.hash/1", lambda ref: hash_files(ref, **how).to_dict(), view, manner)
 
 
 def view(page: Page, document: Document, manner: Manner) -> None:  # noqa: ARG001 (every view takes it)

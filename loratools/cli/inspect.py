@@ -9,7 +9,7 @@ import click
 from loratools.cli import options
 from loratools.cli.options import Manner, speaks
 from loratools.cli.render import Document, Page, counted
-from loratools.cli.several import answer
+from loratools.cli.several import answer, expanded, references
 from loratools.cli.text import human_bytes
 from loratools.errors import UsageError
 
@@ -17,7 +17,7 @@ SHOWN = 20  # unknown keys on a page
 
 
 @click.command("inspect")
-@click.argument("refs", metavar="REF...", nargs=-1, required=True)
+@references("REF...")
 @click.option("--modules", is_flag=True, help="List every adapter.")
 @click.option("--weights", is_flag=True, help="Read the values too: NaN, norms, spectra.")
 @options.plot
@@ -37,6 +37,7 @@ def command(refs: tuple[str, ...], manner: Manner, *, strict: bool, **how: Any) 
     """
     from loratools.operations.inspect import inspect
 
+    refs = expanded(refs)
     if how["plot"] is not None and len(refs) > 1:
         raise UsageError(f"one plot cannot show {len(refs)} files", hint="call it once for each")
 
