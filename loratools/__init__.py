@@ -29,7 +29,11 @@ if TYPE_CHECKING:
     from loratools.operations.metadata import remove_metadata as remove_metadata
     from loratools.operations.metadata import set_metadata as set_metadata
     from loratools.operations.metadata import strip_metadata as strip_metadata
+    from loratools.operations.pull import pull as pull
+    from loratools.operations.push import push as push
     from loratools.operations.rebuild import rebuild as rebuild
+    from loratools.operations.recipe import recipe_of as recipe_of
+    from loratools.operations.recipe import run_recipe as run_recipe
     from loratools.operations.resize import resize as resize
     from loratools.operations.validate import validate as validate
     from loratools.pipelines.synthetic import make_pipeline as make_pipeline
@@ -50,7 +54,11 @@ _VERBS = {
         name: ("loratools.operations.metadata", name)
         for name in ("get_metadata", "read_metadata", "remove_metadata", "set_metadata", "strip_metadata")
     },
+    "pull": ("loratools.operations.pull", "pull"),
+    "push": ("loratools.operations.push", "push"),
     "rebuild": ("loratools.operations.rebuild", "rebuild"),
+    "recipe_of": ("loratools.operations.recipe", "recipe_of"),
+    "run_recipe": ("loratools.operations.recipe", "run_recipe"),
     "resize": ("loratools.operations.resize", "resize"),
     "validate": ("loratools.operations.validate", "validate"),
     "supported_architectures": ("loratools.operations.catalogue", "supported_architectures"),

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Literal, NamedTuple
 
 Axis = Literal["rows", "columns"]
-AlphaSource = Literal["tensor", "config", "metadata", "absent"]
+AlphaSource = Literal["tensor", "config", "metadata", "absent", "tensor (not read)"]
 
 
 class Target(NamedTuple):

@@ -1,13 +1,16 @@
 """README.md against the program: what it names exists, what exists is named."""
 
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import click
 import pytest
+import yaml
 
 import loratools
 from loratools.cli.failures import EXIT_CODES
@@ -48,16 +51,66 @@ def test_exit_codes_are_those_of_the_program():
 
 
 def test_options_named_in_prose_exist():
-    known = {
-        name
-        for verb in VERBS
-        for parameter in cli.get_command(None, verb.name).params
-        for name in (*parameter.opts, *parameter.secondary_opts)
-    }
+    verbs = [cli.get_command(None, verb.name) for verb in VERBS]
+    verbs += [part for verb in verbs if isinstance(verb, click.Group) for part in verb.commands.values()]
+    known = {name for verb in verbs for item in verb.params for name in (*item.opts, *item.secondary_opts)}
     known |= {name for parameter in cli.params for name in parameter.opts}
     elsewhere = {"--extra-index-url"}  # pip's
     named = set(re.findall(r"`(--[a-z-]+)", README)) | set(re.findall(r"`loratools [^`]*?(--[a-z-]+)", README))
     assert named - elsewhere - {"--help"} <= known
+
+
+def blocks(kind):
+    return [text for language, text in BLOCKS if language == kind]
+
+
+@pytest.fixture
+def shop(adapters, tmp_path, monkeypatch):
+    """A folder with an adapter in `loras/`, and the program on the path."""
+    (tmp_path / "loras").mkdir()
+    (tmp_path / "loras" / "style.safetensors").write_bytes((adapters / "sd1.safetensors").read_bytes())
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin" / "loratools"
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m loratools "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")]))
+    return tmp_path
+
+
+def shell(command, folder):
+    return subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", command], cwd=folder, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
+def test_the_makefile_makes_what_is_not_there_and_no_more(shop):
+    (shop / "Makefile").write_text(blocks("make")[0])
+    done = shell("make", shop)
+    assert done.returncode == 0, done.stderr
+    assert loratools.inspect(shop / "diffusers" / "style.safetensors").to_dict()["format"] == "diffusers"
+    assert "Nothing to be done" in shell("make", shop).stdout
+
+
+@pytest.mark.skipif(not shutil.which("snakemake"), reason="Snakemake is not installed")
+def test_the_rule_of_snakemake_makes_the_same(shop):
+    (shop / "Snakefile").write_text(blocks("snakemake")[0])
+    done = shell("snakemake --cores 1", shop)
+    assert done.returncode == 0, done.stderr
+    assert (shop / "diffusers" / "style.safetensors").is_file()
+
+
+def test_the_steps_of_the_workflow_pass_and_fail_as_they_should(shop):
+    steps = yaml.safe_load(blocks("yaml")[0])["jobs"]["loras"]["steps"]
+    commands = [step["run"] for step in steps if "run" in step and not step["run"].startswith("pip ")]
+    for command in commands:
+        done = shell(command, shop)
+        assert done.returncode == 0, done.stderr
+    assert (shop / "diffusers" / "style.safetensors").is_file()
+    assert '"role": "adapter"' in (shop / "inspected.json").read_text()
+    (shop / "loras" / "torn.safetensors").write_bytes(b"torn")
+    assert [shell(command, shop).returncode for command in commands] == [3, 1]
 
 
 PYTHON = [text for language, text in BLOCKS if language == "python"]
@@ -92,6 +145,23 @@ def test_the_block_about_bases_runs_as_it_stands(tmp_path, monkeypatch):
     live = next(block for block in PYTHON if "lt.apply" in block)
     exec(compile(live, "README.md", "exec"), names)
     assert names["style"].removed
+
+
+def test_the_block_about_hashes_and_metadata_runs_as_it_stands(adapters, tmp_path, monkeypatch):
+    (tmp_path / "style.safetensors").write_bytes((adapters / "sd1.safetensors").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(compile(next(text for text in PYTHON if "lt.hash" in text), "README.md", "exec"), names)
+    assert loratools.hash("public.safetensors").fingerprint == names["found"].fingerprint
+
+
+def test_the_block_about_many_files_runs_as_it_stands(adapters, tmp_path, monkeypatch):
+    (tmp_path / "loras").mkdir()
+    (tmp_path / "loras" / "style.safetensors").write_bytes((adapters / "sd1.safetensors").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(compile(next(text for text in PYTHON if "lt.Batch" in text), "README.md", "exec"), names)
+    assert (names["many"].done, names["many"].failed) == (1, 0)
 
 
 def test_the_block_that_makes_pipelines_runs_as_it_stands(tmp_path, monkeypatch):

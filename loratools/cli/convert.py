@@ -72,6 +72,11 @@ def dtype_word(_context: click.Context, parameter: click.Parameter, value: str |
     help="How a PEFT folder spells CLIP: with the text_model level (transformers < 5.6), or without.",
 )
 @click.option(
+    "--names",
+    type=click.Choice(["split", "whole"]),
+    help="A language model's layers one by one (split), or as transformers 5 has them: experts in one parameter.",
+)
+@click.option(
     "--to-kind",
     type=click.Choice(["lora"]),
     help="Make every layer a plain LoRA, exactly or by SVD; the error is measured and printed.",

@@ -28,15 +28,21 @@ class Verb(NamedTuple):
 
 VERBS: tuple[Verb, ...] = (
     Verb("architectures", "Every architecture that is known."),
+    Verb("batch", "A verb over very many files, resumable."),
     Verb("combine", "Combine several adapters into one, and prove it."),
     Verb("compare", "Do two adapters make the same change?"),
     Verb("convert", "Write an adapter in another format, and prove it."),
     Verb("demo", "The whole story on files made on the spot."),
     Verb("extract", "An adapter from a fine-tune, by singular value decomposition."),
-    Verb("formats", "Every format that is written."),
+    Verb("formats", "Every format that is read, and every one that is written."),
+    Verb("hash", "The hashes and the fingerprint of a file."),
     Verb("inspect", "What is in a file?"),
     Verb("merge", "Add adapters to the weights of a base model."),
+    Verb("metadata", "What a file says about itself: read it, change it, strip it."),
+    Verb("pull", "Fetch a file, an adapter or a pipeline from the Hub."),
+    Verb("push", "Put an adapter on the Hub, with a model card."),
     Verb("rebuild", "A complete pipeline with adapters merged in, loaded and run once."),
+    Verb("recipe", "How an output was made, and the same output once more."),
     Verb("resize", "Change the rank of an adapter, and measure what it cost."),
     Verb("validate", "Do all ways of an adapter into a pipeline give the same pictures?"),
 )
@@ -78,7 +84,8 @@ class Verbs(click.Group):
         self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any
     ) -> NoReturn:
         """Run the command line and end with its exit code: the only place where exceptions become words."""
-        gc.set_threshold(200_000, 50, 50)  # a header makes thousands of small lasting objects, hardly any cycles
+        if args is None:  # the process is this command's alone
+            gc.set_threshold(200_000, 50, 50)  # a header makes thousands of small lasting objects, hardly any cycles
         arguments = list(sys.argv[1:] if args is None else args)
         name = prog_name or "loratools"
         for stream in (sys.stdout, sys.stderr):
@@ -99,11 +106,11 @@ class Verbs(click.Group):
             code = 0 if reader_has_gone() else report(error, arguments)
         except BaseException as error:  # noqa: BLE001 (each becomes a message and an exit code, none is lost)
             code = report(error, arguments)
-        if args is None:  # the process is this command's alone
+        if args is None:
             end_quietly()
             if code in STOPPED:
                 leave_at_once(code)
-        gc.freeze()  # all there is goes with the process: looking through it for cycles takes longer than many a verb
+            gc.freeze()  # all there is goes with it: looking through it for cycles takes longer than many a verb
         sys.exit(code)
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import functools
+import os
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 import click
 
+from loratools.cli.text import is_terminal
 from loratools.errors import UsageError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -56,6 +59,8 @@ def speaks(function: Callable[..., Any]) -> Callable[..., Any]:
             quiet=quiet or bool(above.get("quiet")),
             verbose=verbose or bool(above.get("verbose")),
         )
+        if manner.quiet or not is_terminal(sys.stderr):
+            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when the Hub's client is imported
         return function(*arguments, manner=manner, **options)
 
     return command

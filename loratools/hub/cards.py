@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,3 +32,23 @@ def base_named_by(folder: Path) -> str | None:
     if isinstance(named, list):
         named = named[0] if named else None
     return named if isinstance(named, str) and named else None
+
+
+def parted(text: str, *, path: object) -> tuple[dict[str, Any], str]:
+    """A card's front matter and the text below it. Raises MalformedFile."""
+    from huggingface_hub import RepoCard
+
+    try:
+        card = RepoCard(text)
+    except Exception as error:
+        # As above: YAML's own exceptions.
+        raise MalformedFile(f"the card's front matter cannot be read: {error}", path=path) from error
+    return dict(card.data.to_dict()), card.text  # type: ignore[no-untyped-call]  # the client has no types here
+
+
+def card_text(front: Mapping[str, Any], text: str) -> str:
+    """A whole card of its front matter and the text below it."""
+    from huggingface_hub import CardData
+
+    held = CardData(**front)
+    return f"---\n{held.to_yaml(original_order=list(front))}\n---\n\n{text}"

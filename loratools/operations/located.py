@@ -10,7 +10,7 @@ from typing import NamedTuple
 from loratools.errors import Unavailable, UsageError
 from loratools.formats.opening import Opened, Reference
 from loratools.hub.cards import base_named_by
-from loratools.hub.references import HubReference, hub_reference, is_hub_id
+from loratools.hub.references import HubReference, hub_reference, is_hub_id, is_remote
 from loratools.hub.snapshot import local_path
 from loratools.operations.lora import Lora
 from loratools.operations.producer import base_model
@@ -40,6 +40,14 @@ def locate(
     if reference is None:
         return Located(Path(text), Path(text).name)
     return Located(local_path(reference, variant=variant, pickles=pickles), reference.name, reference)
+
+
+def base_path(base: str | os.PathLike[str], loras: Sequence[Lora], *, pickles: bool = False) -> Path:
+    """The base model's path: a path as it is, `hf://…` or a web address from the Hub, `auto` as an adapter says."""
+    text = os.fspath(base)
+    if text != AUTO and not is_remote(text):
+        return Path(text)
+    return locate(text, loras, pickles=pickles).path
 
 
 def _named_by(loras: Sequence[Lora], *, variant: str | None, pickles: bool) -> Located:

@@ -17,6 +17,7 @@ from loratools.bases.placing import Placing, Touched
 from loratools.bases.quantised import unit_key
 from loratools.bases.untying import tie_in
 from loratools.errors import NonFinite, UsageError
+from loratools.operations.located import base_path
 from loratools.operations.merge_matches import (
     Weighted,
     opened,
@@ -131,13 +132,12 @@ def plan_merge(
         raise UsageError("no adapter was given", hint="loratools merge BASE LORA=0.8 -o OUT")
     if dtype is not None and dtype not in DTYPE_NAMES:
         raise UsageError(f"a merge cannot be written as {dtype}", hint=f"one of {', '.join(DTYPE_NAMES)}")
-    checkpoint = base if isinstance(base, Checkpoint) else None
-    if checkpoint is None and not elsewhere(base):
-        checkpoint = open_checkpoint(base, unsafe_pickle=unsafe_pickle)
     given = [opened(item, arch, unsafe_pickle=unsafe_pickle) for item in adapters]
-    if checkpoint is None:
-        found = locate(base, [lora for lora, _ in given], pickles=unsafe_pickle)
-        checkpoint = open_checkpoint(found.path, unsafe_pickle=unsafe_pickle)
+    if isinstance(base, Checkpoint):
+        checkpoint = base
+    else:
+        place = base_path(base, [lora for lora, _ in given], pickles=unsafe_pickle)
+        checkpoint = open_checkpoint(place, unsafe_pickle=unsafe_pickle)
     table, name = shared_architecture(checkpoint.base, [lora for lora, _ in given])
     if not allow_partial:
         for lora, _ in given:

@@ -16,8 +16,10 @@ from loratools.operations.hashes import HASH_KEYS
 from loratools.operations.metadata_edit import Edited, Where, edited, meaning
 from loratools.operations.private import private_keys, stripped
 from loratools.operations.provenance import PROVENANCE_KEY
+from loratools.operations.references import remote_reference
 from loratools.operations.triggers import Trigger, triggers
 from loratools.tensors.safetensors_file import SafetensorsFile, open_safetensors
+from loratools.tensors.source import TensorSource
 
 OURS = "loratools."
 _LIMIT = 16 << 20  # of one value
@@ -44,15 +46,15 @@ class Metadata:
 
 
 def read_metadata(path: str | os.PathLike[str]) -> Metadata:
-    """The metadata of a safetensors file; raises PathNotFound, MalformedFile, UnsupportedFile."""
-    source = _open(path)
+    """The metadata of a safetensors file, of the Hub from its header; PathNotFound, MalformedFile, UnsupportedFile."""
+    source = _glanced(path)
     entries = dict(source.metadata)
     return Metadata(source.name, entries, triggers(Path(path), entries), private_keys(entries))
 
 
 def get_metadata(path: str | os.PathLike[str], key: str) -> str:
     """One value as stored; UsageError with the nearest key where there is none of that name."""
-    entries = _open(path).metadata
+    entries = _glanced(path).metadata
     if key not in entries:
         raise _no_key(key, entries, str(path))
     return entries[key]
@@ -95,7 +97,23 @@ def settable(entries: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in entries.items() if key not in HASH_KEYS and not key.startswith(OURS)}
 
 
+def _glanced(path: str | os.PathLike[str]) -> TensorSource:
+    """A file whose header is enough: of the Hub nothing else is fetched."""
+    remote = remote_reference(path)
+    if remote is None:
+        return _open(path)
+    from loratools.operations.remote import by_header  # the Hub's client takes most of a second to import
+
+    seen = by_header(remote)
+    return _open(path) if seen is None else seen.opened.parts[0].source
+
+
 def _open(path: str | os.PathLike[str]) -> SafetensorsFile:
+    remote = remote_reference(path)
+    if remote is not None:
+        from loratools.hub.repository import fetched
+
+        path = fetched(remote).path
     if Path(path).is_dir():
         raise UsageError("metadata are a file's", path=path, hint="name the .safetensors file in the folder")
     if Path(path).suffix.lower() in (".ckpt", ".pt", ".pth", ".bin", ".gguf"):

@@ -83,9 +83,7 @@ def plan_rebuild(
     Raises Unavailable for what is not on this machine and cannot be had, ArchitectureMismatch where file and
     configuration disagree, and what `plan_merge` raises.
     """
-    given = [
-        opened((item, by), arch, unsafe_pickle=unsafe_pickle) for item, by in map(unweighted, adapters)
-    ]
+    given = [opened((item, by), arch, unsafe_pickle=unsafe_pickle) for item, by in map(unweighted, adapters)]
     loras = [lora for lora, _ in given]
     place = locate(base, loras, variant=variant, pickles=unsafe_pickle)
     checkpoint = _of_architecture(open_checkpoint(place.path, unsafe_pickle=unsafe_pickle), arch)

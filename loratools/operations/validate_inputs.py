@@ -181,9 +181,7 @@ def located_inputs(
     """Where the pipeline lies on this machine, and the adapters, opened; raises UsageError where there are none."""
     if not adapters:
         raise UsageError("no adapter was given", hint="loratools validate PIPELINE LORA=0.8")
-    given = [
-        opened((item, by), arch, unsafe_pickle=unsafe_pickle) for item, by in map(unweighted, adapters)
-    ]
+    given = [opened((item, by), arch, unsafe_pickle=unsafe_pickle) for item, by in map(unweighted, adapters)]
     base = locate(pipeline, [lora for lora, _ in given], variant=variant, pickles=unsafe_pickle).path
     if not os.path.lexists(base):
         raise PathNotFound("no such pipeline", path=base)

@@ -42,14 +42,6 @@ def cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def pipeline(tmp_path_factory):
-    """A tiny sd1 pipeline."""
-    from loratools.pipelines.synthetic import make_pipeline
-
-    return make_pipeline("sd1", tmp_path_factory.mktemp("pipelines") / "sd1")
-
-
-@pytest.fixture(scope="session")
 def style(pipeline, tmp_path_factory):
     """A folder with an adapter for it."""
     from loratools.pipelines.adapters import make_demo_adapter
