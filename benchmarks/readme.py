@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 MARKS = re.compile(r"(<!-- (figures|loading) -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
@@ -31,31 +33,36 @@ def figures() -> str:
 
 
 def loading() -> str:
-    """Which sorts of files diffusers loads right: as they are → converted, for each pipeline; equal rows joined."""
+    """How many sorts of files diffusers loads right for each pipeline, as they are and converted; and PEFT then."""
     cells = json.loads((ROOT / "benchmarks" / "results" / "loading-matrix.json").read_text(encoding="utf-8"))["cells"]
-    rows: dict[tuple[str, ...], list[str]] = {}
-    for sort in dict.fromkeys(sort for found in cells.values() for sort in found):
-        rows.setdefault(tuple(_both(found.get(sort, {})) for found in cells.values()), []).append(sort)
-    lines = [f"| file | {' | '.join(cells)} |", "|---" * (len(cells) + 1) + "|"]
-    lines += [f"| {_joined(sorts)} | {' | '.join(row)} |" for row, sorts in rows.items()]
-    return "\n".join(lines) + "\n"
+    lines = [f"| {' | '.join(HEADS)} |", "|---" * len(HEADS) + "|"]
+    totals = Counter[str]()
+    for name, sorts in cells.items():
+        counts = sum((_counted(cell) for cell in sorts.values() if "after" in cell), Counter[str]())
+        totals += counts
+        lines.append(_row(name, counts))
+    return "\n".join([*lines, _row("**all**", totals)]) + "\n"
 
 
-def _both(cell: dict[str, dict[str, str]]) -> str:
-    words = {"wrong": "**wrong**", "nothing": "**nothing**"}
-    told = [
-        words.get(half["outcome"], half["outcome"]) + (" as LoRA" if half.get("to_kind") else "")
-        for half in cell.values()
-    ]
-    return " → ".join(told)
+HEADS = (
+    "pipeline", "sorts of files", "right as they are", "**wrong or nothing**, and no exception", "refused",
+    "right after `--to diffusers`", "of them `--to-kind lora`", "merged instead", "right in PEFT after `--to peft`",
+)  # fmt: skip
 
 
-def _joined(sorts: list[str]) -> str:
-    """`kohya, one alpha; LyCORIS loha, lokr`: the kinds of LyCORIS together, after the others."""
-    family = "LyCORIS "
-    kinds = [sort.removeprefix(family) for sort in sorts if sort.startswith(family)]
-    others = [sort for sort in sorts if not sort.startswith(family)]
-    return "; ".join([*others, family + ", ".join(kinds)] if kinds else others)
+def _counted(cell: dict[str, dict[str, Any]]) -> Counter[str]:
+    """One cell of the matrix, counted under the columns that it belongs to."""
+    before, after, peft = cell["before"]["outcome"], cell["after"], cell.get("peft", {})
+    found = ["all", {"ok": "right", "refused": "refused"}.get(before, "silent")]
+    if after["outcome"] == "ok":
+        found.append("merged" if after.get("merged") else "converted")
+        found += ["plain"] if after.get("to_kind") else []
+    return Counter([*found, *(["peft"] if peft.get("outcome") == "ok" else [])])
+
+
+def _row(name: str, counts: Counter[str]) -> str:
+    columns = ("all", "right", "silent", "refused", "converted", "plain", "merged", "peft")
+    return f"| {name} | {' | '.join(str(counts[column]) for column in columns)} |"
 
 
 TABLES = {"figures": figures, "loading": loading}

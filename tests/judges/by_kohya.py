@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from tests.judges.by_peft import SCALES, Choose
+from tests.judges.fresh import fresh
 from tests.judges.truth import CLIP_LEVEL, CLIP_TOPS, Place, Truth, place, spread, weights
 
 TEXT_PREFIX = {
@@ -84,9 +85,7 @@ def make(
     seed: int = 0,
 ) -> Truth:
     """A kohya file over `components`, (rank, alpha) dealt out from `scales`; the truth is the float64 product."""
-    from diffusers import DiffusionPipeline
-
-    pipeline = DiffusionPipeline.from_pretrained(pipeline_folder, local_files_only=True)
+    pipeline = fresh(pipeline_folder)
     generator = torch.Generator().manual_seed(seed)
     tensors: dict[str, torch.Tensor] = {}
     deltas: dict[Place, torch.Tensor] = {}

@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from tests.judges.truth import CLIP_LEVEL, Place, Truth, place
+from tests.judges.fresh import fresh
+from tests.judges.truth import CLIP_LEVEL, Place, Truth, place, spread, weights
 
 KINDS: Mapping[str, dict[str, Any]] = {
     "locon": {"algo": "locon"},
@@ -83,6 +84,12 @@ TEXT = (
 TEXT_NORMS = ("text_model.encoder.layers.0.layer_norm1", "text_model.final_layer_norm")
 
 
+WITH_TEXT = ("sd1", "sd2", "sdxl")
+"""The architectures whose files are also of a text encoder."""
+MOST = 8
+"""The layers of a transformer that a file is of."""
+
+
 class _Nested(nn.Module):
     """A CLIP whose modules are reached through `text_model`, as every trainer's file spells them."""
 
@@ -92,17 +99,20 @@ class _Nested(nn.Module):
 
 
 def make(pipeline_folder: Path, out: Path, kind: str, *, architecture: str = "sd1", seed: int = 0) -> Truth:
-    """A file of `kind` (a key of KINDS) over some modules of a tiny UNet and its text encoder."""
-    from diffusers import DiffusionPipeline
-
-    pipeline = DiffusionPipeline.from_pretrained(pipeline_folder, local_files_only=True)
-    models = {"unet": pipeline.unet, "text_encoder": _nested(pipeline.text_encoder)}
-    sdxl = architecture == "sdxl"
-    network = create_network(models, kind, unet=UNET_SDXL if sdxl else UNET)
+    """A file of `kind` (a key of KINDS) over some modules of a tiny UNet and its text encoder, or of a transformer."""
+    pipeline = fresh(pipeline_folder)
+    sdxl, denoiser = architecture == "sdxl", "unet" if hasattr(pipeline, "unet") else "transformer"
+    models: dict[str, Any] = {"unet": getattr(pipeline, denoiser)}
+    if architecture in WITH_TEXT:
+        models["text_encoder"] = _nested(pipeline.text_encoder)
+        chosen: Sequence[str] = UNET_SDXL if sdxl else UNET
+    else:
+        chosen = spread([path for path, part in weights(models["unet"]).items() if isinstance(part, nn.Linear)], MOST)
+    network = create_network(models, kind, unet=chosen)
     modules: dict[str, tuple[str, str, Any]] = {}
-    for component, prefix in (("unet", "lora_unet_"), ("text_encoder", "lora_te_")):
-        for path, _ in models[component].named_modules():
-            modules[prefix + path.replace(".", "_")] = (component, path, models[component].get_submodule(path))
+    for part, component, prefix in (("unet", denoiser, "lora_unet_"), ("text_encoder", "text_encoder", "lora_te_")):
+        for path, module in models[part].named_modules() if part in models else ():
+            modules[prefix + path.replace(".", "_")] = (component, path, module)
 
     generator = torch.Generator().manual_seed(seed)
     for part in (*models.values(), *network.loras):
@@ -151,7 +161,7 @@ def create_network(models: Mapping[str, nn.Module], kind: str, *, unet: Sequence
     )
     settings = {"lora_dim": 4, "conv_lora_dim": 4, "alpha": 2, "conv_alpha": 1} | KINDS[kind]
     settings.pop("algo")
-    return LycorisNetworkKohya(models["text_encoder"], models["unet"], network_module=algo, **settings)
+    return LycorisNetworkKohya(models.get("text_encoder", []), models["unet"], network_module=algo, **settings)
 
 
 def _nested(text_encoder: nn.Module) -> nn.Module:

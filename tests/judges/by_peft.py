@@ -10,10 +10,14 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from tests.judges.fresh import fresh
 from tests.judges.truth import Place, Truth, place, spread, weights
 
 SCALES = ((4, 4), (2, 1), (6, 3), (3, 6), (4, 1))
 """(rank, alpha), dealt out in turn where ranks are mixed."""
+
+LENT = {"transformer": "CogVideoXPipeline", "unet": "StableDiffusionPipeline"}
+"""component → a pipeline that writes files for it, where its own pipeline has no loader and no writer."""
 
 Choose = Callable[[str], bool]
 
@@ -36,10 +40,10 @@ def make(
     `options` go to LoraConfig (use_dora, use_rslora, lora_bias). `out` is a file for the container "diffusers", a
     folder with one folder a component for "peft" (the folder itself where there is one component).
     """
-    from diffusers import DiffusionPipeline
+    import diffusers
     from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, inject_adapter_in_model
 
-    pipeline = DiffusionPipeline.from_pretrained(pipeline_folder, local_files_only=True)
+    pipeline = fresh(pipeline_folder)
     generator = torch.Generator().manual_seed(seed)
     deltas: dict[Place, torch.Tensor] = {}
     biases: dict[Place, torch.Tensor] = {}
@@ -73,7 +77,10 @@ def make(
             if bias is not None:
                 biases[place(name, path)] = bias
     if container == "diffusers":
-        pipeline.save_lora_weights(out.parent, weight_name=out.name, **layers)
+        saver = pipeline
+        if not hasattr(pipeline, "save_lora_weights"):
+            saver = getattr(diffusers, next(other for name, other in LENT.items() if name in components))
+        saver.save_lora_weights(out.parent, weight_name=out.name, **layers)
     return Truth(out, architecture, deltas, biases)
 
 

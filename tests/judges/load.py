@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tests.judges.fresh import fresh
 from tests.judges.truth import Place, place
 
 NOISE = ("is deprecated", "should be kept in float32")
@@ -30,9 +31,7 @@ class Loaded:
 
 def deltas_after_diffusers_load(pipeline_folder: Path, file: Path) -> Loaded:
     """Load `file` with `load_lora_weights`, fuse it into every component in float64, and subtract the base."""
-    from diffusers import DiffusionPipeline
-
-    pipeline = DiffusionPipeline.from_pretrained(pipeline_folder, local_files_only=True)
+    pipeline = fresh(pipeline_folder)
     names = [name for name in pipeline._lora_loadable_modules if getattr(pipeline, name, None) is not None]
     before = {name: _parameters(getattr(pipeline, name)) for name in names}
     with listening() as complaints:
@@ -58,6 +57,17 @@ def deltas_after_peft_load(component: str, model: nn.Module, folder: Path) -> Lo
         wrapped: Any = PeftModel.from_pretrained(model, str(folder))
     merged = wrapped.double().merge_and_unload()
     return _changes(before, {component: _parameters(merged)}, tuple(complaints))
+
+
+def deltas_after_every_peft_load(pipeline_folder: Path, components: list[str], folder: Path) -> Loaded:
+    """The same of every component, each from a folder in `folder`, or from `folder` itself where there is one."""
+    pipeline = fresh(pipeline_folder)
+    found = Loaded({}, {}, ())
+    for name in components:
+        place = folder if (folder / "adapter_config.json").exists() else folder / name
+        made = deltas_after_peft_load(name, getattr(pipeline, name), place)
+        found = Loaded(found.deltas | made.deltas, found.biases | made.biases, (*found.complaints, *made.complaints))
+    return found
 
 
 @contextlib.contextmanager

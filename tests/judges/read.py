@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from loratools.adapters.kind import bias_delta_of, delta_of
+from tests.judges.fresh import fresh
 from tests.judges.truth import Place, module_path
 
 
@@ -17,9 +18,7 @@ def deltas_as_read(
     adapters: Iterable[Any], pipeline_folder: Path
 ) -> tuple[dict[Place, torch.Tensor], dict[Place, torch.Tensor]]:
     """The float64 change of every weight and every bias, each part of a fused layer at its own place."""
-    from diffusers import DiffusionPipeline
-
-    pipeline = DiffusionPipeline.from_pretrained(pipeline_folder, local_files_only=True)
+    pipeline = fresh(pipeline_folder)
     deltas: dict[Place, torch.Tensor] = {}
     biases: dict[Place, torch.Tensor] = {}
     for item in adapters:

@@ -63,8 +63,9 @@ def module_path(model: nn.Module, canonical: str) -> str:
 
 
 def weights(model: nn.Module) -> dict[str, nn.Module]:
-    """The modules of `model` that a LoRA can change, by path."""
-    return {name: part for name, part in model.named_modules() if isinstance(part, (nn.Linear, nn.Conv2d))}
+    """The modules of `model` that a LoRA can change, by path: PEFT takes no convolution in groups."""
+    found = {name: part for name, part in model.named_modules() if isinstance(part, (nn.Linear, nn.Conv2d))}
+    return {name: part for name, part in found.items() if getattr(part, "groups", 1) == 1}
 
 
 def spread(names: list[str], most: int | None) -> list[str]:
@@ -75,12 +76,15 @@ def spread(names: list[str], most: int | None) -> list[str]:
 
 
 def compare(got: Mapping[Place, torch.Tensor], want: Mapping[Place, torch.Tensor]) -> Judgement:
-    """The relative Frobenius error of every delta in `want`; shapes may differ by axes of size one."""
+    """The relative Frobenius error of every delta in `want`; shapes may differ by axes of size one.
+
+    A delta of zeros (a rotation in blocks of one row) is none that could be missed.
+    """
     errors: dict[Place, float] = {}
     for where, expected in want.items():
         if where in got:
-            error = (got[where].double().reshape(expected.shape) - expected).norm() / expected.norm()
+            error = (got[where].double().reshape(expected.shape) - expected).norm() / (expected.norm() or 1)
             errors[where] = float(error)
-    missing = tuple(where for where in want if where not in got)
+    missing = tuple(where for where, expected in want.items() if where not in got and bool(expected.any()))
     unexpected = tuple(where for where in got if where not in want)
     return Judgement(errors, missing, unexpected)

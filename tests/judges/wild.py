@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 
 import torch
-from diffusers import DiffusionPipeline
 from diffusers.utils import convert_state_dict_to_kohya
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tests.judges import by_kohya, by_lycoris, by_peft
+from tests.judges.fresh import fresh
 from tests.judges.truth import Truth, place, spread, weights
 
 TEXT_LEVEL = "encoder.text_model."
@@ -72,8 +72,8 @@ def rewritten(make, *, without=None, key=str, metadata=None):
     return made
 
 
-def peft_folder(*, most=24, **how):
-    """A PEFT folder of a UNet."""
+def peft_folder(*, most=24, components=UNET, **how):
+    """A PEFT folder of what removes the noise."""
 
     def make(folder, out, architecture):
         return by_peft.make(
@@ -81,7 +81,7 @@ def peft_folder(*, most=24, **how):
             out.with_suffix(""),
             architecture=architecture,
             container="peft",
-            components=UNET,
+            components=components,
             most=most,
             **how,
         )
@@ -89,13 +89,14 @@ def peft_folder(*, most=24, **how):
     return make
 
 
-def peft_kind(name, **options):
-    """A PEFT folder of a UNet of another kind (LoHaConfig, LoKrConfig); the truth is peft's own merge."""
+def peft_kind(name, *, component="unet", **options):
+    """A PEFT folder of another kind (LoHaConfig, LoKrConfig); the truth is peft's own merge."""
 
     def make(folder, out, architecture):
         import peft
 
-        model = DiffusionPipeline.from_pretrained(folder, local_files_only=True).unet
+        model = fresh(folder)
+        model = getattr(model, component)
         names = spread(list(weights(model)), 24)
         wrapped = peft.get_peft_model(model, getattr(peft, name)(target_modules=names, **options))
         generator = torch.Generator().manual_seed(0)
@@ -104,10 +105,13 @@ def peft_kind(name, **options):
                 if parameter.requires_grad:
                     parameter.copy_(torch.randn(parameter.shape, generator=generator) / parameter[0].numel() ** 0.5)
         wrapped.save_pretrained(str(out.with_suffix("")))
-        before = {path: model.get_submodule(path).base_layer.weight.detach().double().clone() for path in names}
+        # A name fits every path that ends with it, too.
+        held = [path for path, part in model.named_modules() if hasattr(part, "base_layer")]
+        before = {path: model.get_submodule(path).base_layer.weight.detach().double().clone() for path in held}
         merged = wrapped.double().merge_and_unload()
         deltas = {
-            place("unet", path): merged.get_submodule(path).weight.detach() - weight for path, weight in before.items()
+            place(component, path): merged.get_submodule(path).weight.detach() - weight
+            for path, weight in before.items()
         }
         return Truth(out.with_suffix(""), architecture, deltas)
 
@@ -132,7 +136,7 @@ def where(*parts):
 
 
 def without_component(name):
-    return name.removeprefix("unet.").removeprefix("text_encoder.")
+    return name.removeprefix("unet.").removeprefix("transformer.").removeprefix("text_encoder.")
 
 
 def as_base_model(name):
@@ -171,7 +175,7 @@ def bare_magnitude(name):
 
 
 def as_diffusion_model(name):
-    return name.replace("unet.", "diffusion_model.")
+    return f"diffusion_model.{without_component(name)}"
 
 
 def as_transformer(name):
