@@ -1,5 +1,8 @@
 """Fixtures for every area: small adapter files, and the command line as a process."""
 
+import contextlib
+import gc
+import io
 import json
 import os
 import signal
@@ -17,6 +20,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A shell starts what it puts in the background deaf to Ctrl-C, and every process started from there inherits it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish():
+    """What stands now, thousands of tests and every library, stands to the end: no use in looking through it again."""
+    gc.collect()
+    gc.freeze()
+    # A model is made of thousands of objects that refer to one another, and is worth one look, not a hundred.
+    gc.set_threshold(10_000, 10, 10)
+
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -79,5 +91,29 @@ def run():
         how.setdefault("stderr", subprocess.PIPE)
         command = [sys.executable, "-m", "loratools", *map(str, arguments)]
         return subprocess.run(command, env={**os.environ, **(env or {})}, text=True, check=False, **how)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def inside(run):
+    """The same within this process, which has its libraries already: for what a command says and leaves.
+
+    What only a process of its own can have (an environment, streams, limits) makes it one.
+    """
+    from loratools.cli.main import main
+
+    def call(*arguments, cwd=REPOSITORY, **how):
+        if how:
+            return run(*arguments, cwd=cwd, **how)
+        out, err = io.StringIO(), io.StringIO()
+        with (
+            contextlib.chdir(cwd),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            pytest.raises(SystemExit) as end,
+        ):
+            main([str(argument) for argument in arguments])
+        return subprocess.CompletedProcess(arguments, end.value.code, out.getvalue(), err.getvalue())
 
     return call

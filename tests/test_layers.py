@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -47,8 +48,13 @@ def part_of(path):
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
+@cache
 def imports(path):
     """(dotted module, whether it is imported with the module itself, line) of every import in a file."""
+    return tuple(walked(path))
+
+
+def walked(path):
     tree = ast.parse(path.read_text(encoding="utf-8"))
     inside = {
         id(node)

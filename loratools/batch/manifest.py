@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from loratools.errors import MalformedFile, PathNotFound, UsageError
+from loratools.hub.references import is_remote
 
 Row = dict[str, Any]
 _WEIGHTS = ".safetensors"
@@ -22,15 +23,19 @@ def rows(manifest: str | os.PathLike[str] | Iterable[str | Mapping[str, Any]], l
 
     A .csv file has a line of column names first, a .jsonl file one object a line, a .txt file one path a line; their
     relative paths are relative to the file's folder. A folder stands for every .safetensors file and every PEFT adapter
-    folder below it, in the order of their names. Raises PathNotFound, MalformedFile with the line, and UsageError for
-    what is none of these.
+    folder below it, in the order of their names, `hf://owner/name` and `hf://owner` for the adapters there, at their
+    commits. Raises PathNotFound, MalformedFile with the line, Unavailable, and UsageError for what is none of these.
     """
     if not isinstance(manifest, str | os.PathLike):
         for item in manifest:
             yield {listed: item} if isinstance(item, str) else dict(item)
         return
     path = Path(manifest)
-    if path.is_dir():
+    if is_remote(manifest):
+        from loratools.hub.catalogue import catalogue  # the Hub's client, for a manifest that is there alone
+
+        yield from ({listed: name} for name in catalogue(str(manifest)))
+    elif path.is_dir():
         yield from ({listed: str(found)} for found in _below(path))
     elif path.suffix.lower() == ".csv":
         yield from _csv(path)

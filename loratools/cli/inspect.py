@@ -51,6 +51,13 @@ def command(refs: tuple[str, ...], manner: Manner, *, strict: bool, **how: Any) 
     )
 
 
+def _alpha(alpha: Document) -> str | None:
+    """The values and where they came from; of a file on the Hub the tensors that hold them may be unread."""
+    if not alpha.get("values"):
+        return alpha["source"] if "not read" in (alpha.get("source") or "") else None
+    return _with(counted(alpha["values"]), "from", alpha["source"])
+
+
 def strangers(document: Document) -> list[str]:
     """The unknown keys that no table excuses."""
     return [item["key"] for item in document["unknown_keys"] if item["class"] != "known-harmless"]
@@ -73,7 +80,7 @@ def view(page: Page, document: Document, manner: Manner) -> None:
             ("parameters", f"{document['parameters']:,}"),
             ("dtypes", counted(document["dtypes"]) if document["dtypes"] else None),
             ("rank", counted(document["ranks"]) if document["ranks"] else None),
-            ("alpha", _with(counted(alpha["values"]), "from", alpha["source"]) if alpha.get("values") else None),
+            ("alpha", _alpha(alpha)),
             ("scale", counted(alpha["scales"]) if alpha.get("scales") else None),
             *((f"in {name}", _share(share)) for name, share in document["loaders"].items()),
             ("base model", document["base_model"]),

@@ -106,7 +106,7 @@ class RemoteFile:
                 response.read()
                 raise _refusal(response, asked)
             data = self._body(response, start, length)
-            return _answer(response, start, data, asked)
+            return _answer(response, (start, length), data, asked)
 
     def _body(self, response: Any, start: int, length: int) -> bytes:
         """The bytes that were asked for: a server that knows no ranges is left as soon as they are there."""
@@ -143,7 +143,7 @@ def _refusal(response: Any, asked: HubReference) -> Exception:
     return of_status(response.status_code, response.headers, asked)
 
 
-def _answer(response: Any, start: int, data: bytes, asked: HubReference) -> Answer:
+def _answer(response: Any, span: tuple[int, int], data: bytes, asked: HubReference) -> Answer:
     """An answer with what its headers say; raises Unavailable where they say too little to trust it."""
     headers: Mapping[str, str] = response.headers
     steps = [*response.history, response]
@@ -153,14 +153,15 @@ def _answer(response: Any, start: int, data: bytes, asked: HubReference) -> Answ
         (item.headers[name] for item in steps for name in _ETAGS if name in item.headers), None
     )
     if response.status_code == 206:
-        span = _RANGE.fullmatch(headers.get("content-range", ""))
-        if span is None:
+        held = _RANGE.fullmatch(headers.get("content-range", ""))
+        if held is None:
             raise Unavailable("the answer does not say which bytes it holds", path=asked.name, reason="server-error")
-        return Answer(int(span[1]), data, int(span[3]), commit, etag, str(response.url))
-    length = headers.get("content-length", "")
-    if not length.isdigit():
+        return Answer(int(held[1]), data, int(held[3]), commit, etag, str(response.url))
+    stated = headers.get("content-length", "")
+    if not stated.isdigit() and len(data) >= span[1]:
         raise Unavailable("the answer does not say how long the file is", path=asked.name, reason="server-error")
-    return Answer(start, data, int(length), commit, etag, str(response.url))
+    size = int(stated) if stated.isdigit() else span[0] + len(data)  # unstated, and read to its end
+    return Answer(span[0], data, size, commit, etag, str(response.url))
 
 
 def _origin(address: str) -> tuple[str, str]:

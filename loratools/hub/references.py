@@ -68,7 +68,9 @@ def _parsed(text: str) -> HubReference:
         found = parse_hf_uri(text, endpoint=constants.ENDPOINT)
     except HfUriError as error:
         raise UsageError(
-            f"no repository of the Hub: {error.msg}", path=text, hint="hf://owner/name, or hf://owner/name/file"
+            f"no repository of the Hub: {error.msg.rstrip('. ')}",
+            path=text,
+            hint="hf://owner/name, or hf://owner/name/file",
         ) from error
     if found.type != "model":
         raise UsageError(f"a {found.type} of the Hub, where a model is needed", path=text, hint="hf://owner/name")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,7 +54,7 @@ def upload(
         raise offline(reference, "nothing is sent")
     client = HfApi()
     operations = [CommitOperationAdd(name, content) for name, content in files.items()]
-    with told(reference):
+    with _offering(create_pr=create_pr), told(reference):
         if not create_pr:
             client.create_repo(reference.repository, private=private or None, exist_ok=True)
         done = client.create_commit(
@@ -64,3 +65,14 @@ def upload(
             create_pr=create_pr,
         )
     return Sent(done.oid, done.commit_url, done.pr_url)
+
+
+@contextmanager
+def _offering(*, create_pr: bool) -> Iterator[None]:
+    """To whom a commit is refused, a pull request is the way."""
+    try:
+        yield
+    except Unavailable as error:
+        if error.evidence.get("reason") == "forbidden" and not create_pr:
+            error.hint = f"--create-pr offers it to the owner; {error.hint}"
+        raise

@@ -16,7 +16,10 @@ _VIDEO = ("animatediff", "cogvideo", "framepack", "hunyuan-video", "ltx", "mochi
 
 
 class Facts(NamedTuple):
-    """What a card tells of one adapter. `base_model` is a name on the Hub; `images` are (file, prompt)."""
+    """What a card tells of one adapter. `base_model` is a name on the Hub; `images` are (file, prompt).
+
+    `diffusers_loads` says whether its own loader makes the right change of every layer.
+    """
 
     repository: str
     title: str
@@ -30,6 +33,7 @@ class Facts(NamedTuple):
     images: Sequence[tuple[str, str]]
     hashes: Hashes
     recipes: Mapping[str, str]
+    diffusers_loads: bool
 
     @property
     def task(self) -> str:
@@ -107,12 +111,13 @@ def _part(facts: Facts, *, gallery: bool) -> str:
 
 
 def _use(facts: Facts) -> list[str]:
-    return [
-        "from diffusers import DiffusionPipeline",
-        "",
-        f"pipeline = DiffusionPipeline.from_pretrained({json.dumps(facts.base_model)})",
-        f"pipeline.load_lora_weights({json.dumps(facts.repository)}, weight_name={json.dumps(facts.file)})",
-    ]
+    """How the base and the adapter are loaded: by diffusers where its loader is right about all of it."""
+    base = f"pipeline = DiffusionPipeline.from_pretrained({json.dumps(facts.base_model)})"
+    if facts.diffusers_loads:
+        load = f"pipeline.load_lora_weights({json.dumps(facts.repository)}, weight_name={json.dumps(facts.file)})"
+        return ["from diffusers import DiffusionPipeline", "", base, load]
+    apply = f"lt.apply(pipeline, {json.dumps(f'hf://{facts.repository}/{facts.file}')})"
+    return ["import loratools as lt", "from diffusers import DiffusionPipeline", "", base, apply]
 
 
 def _indented(recipe: str) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 from loratools.errors import PathNotFound, UsageError
 from loratools.formats.opening import CONFIG, read_config
+from loratools.formats.runtimes import loads
 from loratools.hub.cards import CARD, card_text, parted
 from loratools.hub.references import HubReference, hub_reference, is_hub_id, is_remote
 from loratools.hub.upload import Sent, standing_card, upload
@@ -190,6 +191,7 @@ def _facts(lora: Lora, target: HubReference, files: dict[str, Path], images: dic
     words = next((item.words for item in triggers(Path(lora.name), dict(metadata))), ())
     sources = {name: open_safetensors(file).metadata for name, file in files.items() if name.endswith(".safetensors")}
     weights = next(iter(sources))
+    by_diffusers = next(answer for answer in loads(lora.reading) if answer.runtime == "diffusers")
     return Facts(
         repository=target.repository,
         title=metadata.get("modelspec.title") or target.repository.partition("/")[2],
@@ -202,5 +204,6 @@ def _facts(lora: Lora, target: HubReference, files: dict[str, Path], images: dic
         words=words,
         images=[(name, prompt) for name, (_, prompt) in images.items()],
         hashes=hash_files(files[weights]),
+        diffusers_loads=by_diffusers.loaded == len(lora.adapters),
         recipes={name: held[PROVENANCE_KEY] for name, held in sources.items() if PROVENANCE_KEY in held},
     )

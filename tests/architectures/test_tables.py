@@ -3,6 +3,7 @@
 import json
 import zlib
 from collections import Counter
+from functools import cache
 
 import pytest
 
@@ -32,8 +33,14 @@ SPLIT_SKELETONS = {("mochi", "original"): {("blocks", "#", "mod", "y")}}
 CROSSED = {"hunyuan-dit": ("norm2", "norm3")}
 
 
+@cache
+def placements(naming):
+    """Every placement of a naming, made once for all the laws."""
+    return tuple(naming.placements())
+
+
 def canonical_paths(component):
-    return {placement.native for placement in component.namings[0].placements()}
+    return {placement.native for placement in placements(component.namings[0])}
 
 
 def checkpoint_only(known, component, path):
@@ -58,14 +65,14 @@ def test_each_skeleton_has_one_set_of_fixed_positions(known, component, naming):
 
 @pytest.mark.parametrize(("known", "component", "naming"), NAMINGS)
 def test_native_paths_are_unambiguous_flat_and_dotted(known, component, naming):
-    natives = [placement.native for placement in naming.placements()]
+    natives = [placement.native for placement in placements(naming)]
     for spelling in (natives, [native.replace(".", "_") for native in natives]):
         assert [path for path, times in Counter(spelling).items() if times > 1] == []
 
 
 @pytest.mark.parametrize(("known", "component", "naming"), NAMINGS)
 def test_every_native_path_is_found_flat_and_dotted(known, component, naming):
-    for placement in naming.placements():
+    for placement in placements(naming):
         assert naming.at_native(*skeleton(placement.native)) == placement
         assert naming.at_native(*skeleton(placement.native.replace(".", "_"))) == placement
 
@@ -73,7 +80,7 @@ def test_every_native_path_is_found_flat_and_dotted(known, component, naming):
 @pytest.mark.parametrize(("known", "component", "naming"), NAMINGS)
 def test_canonical_then_native_then_canonical_is_identity(known, component, naming):
     seen = []
-    for placement in naming.placements():
+    for placement in placements(naming):
         for path in placement.paths:
             assert naming.at_canonical(path) == placement
         seen += placement.paths
@@ -82,13 +89,13 @@ def test_canonical_then_native_then_canonical_is_identity(known, component, nami
 
 @pytest.mark.parametrize(("known", "component"), COMPONENTS)
 def test_first_naming_is_canonical(known, component):
-    for placement in component.namings[0].placements():
+    for placement in placements(component.namings[0]):
         assert placement == Placement(placement.native, (placement.native,), (1,), "rows", placement.joint)
 
 
 @pytest.mark.parametrize(("known", "component", "naming"), NAMINGS)
 def test_every_naming_covers_every_canonical_path_and_no_rule_is_dead(known, component, naming):
-    covered = {path for placement in naming.placements() for path in placement.paths}
+    covered = {path for placement in placements(naming) for path in placement.paths}
     assert canonical_paths(component) - covered == set()
     beyond = covered - canonical_paths(component)
     assert {path for path in beyond if not checkpoint_only(known, component, path)} == set()
@@ -98,7 +105,7 @@ def test_every_naming_covers_every_canonical_path_and_no_rule_is_dead(known, com
 def test_namings_agree_where_they_spell_alike(known, component):
     meanings = {}
     for naming in component.namings:
-        for placement in naming.placements():
+        for placement in placements(naming):
             # A bare parameter and a module of one name are told apart by their keys: text_projection[.weight].
             key = (skeleton(placement.native), bool(placement.joint))
             if placement.native.rpartition(".")[2] in CROSSED.get(known.id, ()):
@@ -109,7 +116,7 @@ def test_namings_agree_where_they_spell_alike(known, component):
 @pytest.mark.parametrize(("known", "component"), COMPONENTS)
 def test_index_knows_every_path(known, component):
     for naming in component.namings:
-        for placement in naming.placements():
+        for placement in placements(naming):
             assert (known.id, component.name, naming.name) in namings_of(skeleton(placement.native)[0])
 
 
@@ -143,7 +150,7 @@ def test_canonical_paths_are_modules_of_the_real_class(known, component):
 def test_ratios_are_those_of_the_real_shapes(known, component, naming):
     for variant in known.variants:
         table = table_of(variant, component)
-        for placement in naming.placements():
+        for placement in placements(naming):
             parts = [table[path] for path in placement.paths if path in table]
             assert len(placement.ratio) == len(placement.paths)
             if len(parts) == len(placement.paths):
@@ -156,7 +163,7 @@ def test_ratios_are_those_of_the_real_shapes(known, component, naming):
 def test_layouts_fit_the_real_shapes(known, component, naming):
     for variant in known.variants:
         table = table_of(variant, component)
-        for placement in naming.placements():
+        for placement in placements(naming):
             shape = table.get(placement.paths[0])
             if placement.layout == "swap_halves":
                 assert shape is None or shape[0] % 2 == 0

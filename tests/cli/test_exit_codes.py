@@ -41,14 +41,14 @@ def test_0_when_a_file_was_read(run, sd1):
     assert run("inspect", sd1).returncode == 0
 
 
-def test_1_when_adapters_differ(run, adapters, sd1):
-    done = run("compare", "--json", sd1, adapters / "peft")
+def test_1_when_adapters_differ(inside, adapters, sd1):
+    done = inside("compare", "--json", sd1, adapters / "peft")
     assert done.returncode == 1, done.stderr
     assert json.loads(done.stdout)["equal"] is False
 
 
-def test_0_when_an_adapter_is_compared_with_itself(run, sd1):
-    done = run("compare", "--json", sd1, sd1)
+def test_0_when_an_adapter_is_compared_with_itself(inside, sd1):
+    done = inside("compare", "--json", sd1, sd1)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["worst"] == 0
 
@@ -68,17 +68,17 @@ def test_0_when_an_adapter_is_compared_with_itself(run, sd1):
         (["convert", "", "y", "--to", "kohya"], "--help"),
     ],
 )
-def test_2_for_usage_with_a_hint(run, arguments, hint):
-    assert hint in refused(run("--json", *arguments), 2, "usage")["hint"]
+def test_2_for_usage_with_a_hint(inside, arguments, hint):
+    assert hint in refused(inside("--json", *arguments), 2, "usage")["hint"]
 
 
-def test_2_for_an_unknown_format_names_the_nearest(run, sd1, tmp_path):
-    document = refused(run("convert", "--json", sd1, tmp_path / "o.safetensors", "--to", "difusers"), 2, "usage")
+def test_2_for_an_unknown_format_names_the_nearest(inside, sd1, tmp_path):
+    document = refused(inside("convert", "--json", sd1, tmp_path / "o.safetensors", "--to", "difusers"), 2, "usage")
     assert "diffusers" in document["hint"]
 
 
-def test_2_for_an_unknown_architecture_names_the_nearest(run, sd1):
-    assert "sdxl" in refused(run("inspect", "--json", sd1, "--arch", "sdxxl"), 2, "usage")["hint"]
+def test_2_for_an_unknown_architecture_names_the_nearest(inside, sd1):
+    assert "sdxl" in refused(inside("inspect", "--json", sd1, "--arch", "sdxxl"), 2, "usage")["hint"]
 
 
 def test_2_for_a_missing_path(run, tmp_path):
@@ -86,17 +86,17 @@ def test_2_for_a_missing_path(run, tmp_path):
     assert document["path"] == str(tmp_path / "nothing.safetensors")
 
 
-def test_2_when_the_output_exists_and_0_with_overwrite(run, sd1, tmp_path):
+def test_2_when_the_output_exists_and_0_with_overwrite(inside, sd1, tmp_path):
     out = tmp_path / "o.safetensors"
     out.write_text("old")
-    refused(run("convert", "--json", sd1, out, "--to", "diffusers"), 2, "output-exists")
+    refused(inside("convert", "--json", sd1, out, "--to", "diffusers"), 2, "output-exists")
     assert out.read_text() == "old"
-    assert run("convert", sd1, out, "--to", "diffusers", "--overwrite").returncode == 0
+    assert inside("convert", sd1, out, "--to", "diffusers", "--overwrite").returncode == 0
     assert out.read_bytes()[:4] != b"old"
 
 
 @pytest.mark.parametrize("way", ["same", "link", "hardlink"])
-def test_2_when_the_output_is_the_input(run, sd1, tmp_path, way):
+def test_2_when_the_output_is_the_input(inside, sd1, tmp_path, way):
     source = tmp_path / "in.safetensors"
     shutil.copyfile(sd1, source)
     before = source.read_bytes()
@@ -105,7 +105,7 @@ def test_2_when_the_output_is_the_input(run, sd1, tmp_path, way):
         out.symlink_to(source)
     elif way == "hardlink":
         out.hardlink_to(source)
-    refused(run("convert", "--json", source, out, "--to", "diffusers", "--overwrite"), 2, "output-refused")
+    refused(inside("convert", "--json", source, out, "--to", "diffusers", "--overwrite"), 2, "output-refused")
     assert source.read_bytes() == before
 
 
@@ -115,21 +115,21 @@ def test_3_for_a_truncated_file(run, sd1, tmp_path):
     assert refused(run("inspect", "--json", torn), 3, "malformed-file")["path"] == str(torn)
 
 
-def test_3_for_an_unknown_key_unless_partial_is_allowed(run, tmp_path):
+def test_3_for_an_unknown_key_unless_partial_is_allowed(inside, tmp_path):
     import torch
 
     from tests.files import SD1_KOHYA, kohya_tensors, save
 
     path = save({**kohya_tensors(SD1_KOHYA), "mystery.weight": torch.ones(3)}, tmp_path / "in.safetensors")
     out = tmp_path / "out.safetensors"
-    document = refused(run("convert", "--json", path, out, "--to", "diffusers"), 3, "unknown-key")
+    document = refused(inside("convert", "--json", path, out, "--to", "diffusers"), 3, "unknown-key")
     assert "mystery.weight" in json.dumps(document)
     assert not out.exists()
-    done = run("convert", "--json", path, out, "--to", "diffusers", "--allow-partial")
+    done = inside("convert", "--json", path, out, "--to", "diffusers", "--allow-partial")
     assert done.returncode == 0, done.stderr + done.stdout
     assert "mystery.weight" in done.stdout
-    assert run("inspect", path).returncode == 0
-    strict = run("inspect", "--json", "--strict", path)
+    assert inside("inspect", path).returncode == 0
+    strict = inside("inspect", "--json", "--strict", path)
     assert strict.returncode == 3
     assert "mystery.weight" in json.loads(strict.stdout)["unknown_keys"][0]["key"]
 
@@ -143,14 +143,14 @@ def test_4_when_the_named_architecture_does_not_fit(run, peft_folder, tmp_path):
 
 
 @pytest.mark.parametrize("arch", ["flux1", "sdxl", "sd2"])
-def test_4_when_only_a_part_or_none_of_it_is_of_the_named_architecture(run, sd1, tmp_path, arch):
+def test_4_when_only_a_part_or_none_of_it_is_of_the_named_architecture(inside, sd1, tmp_path, arch):
     out = tmp_path / "o.safetensors"
-    done = run("convert", "--json", sd1, out, "--to", "diffusers", "--arch", arch)
+    done = inside("convert", "--json", sd1, out, "--to", "diffusers", "--arch", arch)
     assert "sd1" in refused(done, 4, "architecture-mismatch")["message"]
     assert not out.exists()
 
 
-def test_7_for_nan_in_what_is_computed_and_0_where_it_is_allowed_or_copied(run, tmp_path):
+def test_7_for_nan_in_what_is_computed_and_0_where_it_is_allowed_or_copied(inside, tmp_path):
 
     from tests.files import SD1_KOHYA, kohya_tensors, save
 
@@ -159,17 +159,17 @@ def test_7_for_nan_in_what_is_computed_and_0_where_it_is_allowed_or_copied(run, 
     tensors[key].view(-1)[5] = float("nan")
     path, out = save(tensors, tmp_path / "in.safetensors"), tmp_path / "out.safetensors"
     cast = ["convert", "--json", path, out, "--to", "diffusers", "--dtype", "bf16"]
-    document = refused(run(*cast), 7, "non-finite")
+    document = refused(inside(*cast), 7, "non-finite")
     assert document["key"] == key
     assert "--allow-nonfinite" in document["hint"]
     assert not out.exists()
-    allowed = run(*cast, "--allow-nonfinite")
+    allowed = inside(*cast, "--allow-nonfinite")
     assert allowed.returncode == 0
     assert "NaN" in json.loads(allowed.stdout)["warnings"][0]
-    assert run("convert", path, out, "--to", "diffusers", "--overwrite").returncode == 0
+    assert inside("convert", path, out, "--to", "diffusers", "--overwrite").returncode == 0
 
 
-def test_4_for_a_base_where_an_adapter_is_needed(run, tmp_path):
+def test_4_for_a_base_where_an_adapter_is_needed(inside, tmp_path):
     import torch
 
     from tests.files import save
@@ -181,7 +181,7 @@ def test_4_for_a_base_where_an_adapter_is_needed(run, tmp_path):
         "model.diffusion_model.out.2.bias": torch.zeros(4),
     }
     base = save(tensors, tmp_path / "base.safetensors")
-    refused(run("convert", "--json", base, tmp_path / "o.safetensors", "--to", "diffusers"), 4, "wrong-role")
+    refused(inside("convert", "--json", base, tmp_path / "o.safetensors", "--to", "diffusers"), 4, "wrong-role")
 
 
 def test_5_when_the_disk_takes_no_more_and_nothing_is_left(run, sd1, tmp_path):
@@ -194,7 +194,7 @@ def test_5_when_the_disk_takes_no_more_and_nothing_is_left(run, sd1, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_7_when_a_cast_overflows_and_nothing_is_left(run, tmp_path):
+def test_7_when_a_cast_overflows_and_nothing_is_left(inside, tmp_path):
     import torch
 
     from tests.files import SD1_KOHYA, kohya_tensors, save
@@ -204,7 +204,9 @@ def test_7_when_a_cast_overflows_and_nothing_is_left(run, tmp_path):
     tensors[key].view(-1)[5] = torch.tensor(1e6)
     path = save(tensors, tmp_path / "in.safetensors")
     out = tmp_path / "out.safetensors"
-    document = refused(run("convert", "--json", path, out, "--to", "diffusers", "--dtype", "float16"), 7, "non-finite")
+    document = refused(
+        inside("convert", "--json", path, out, "--to", "diffusers", "--dtype", "float16"), 7, "non-finite"
+    )
     assert document["key"]
     assert not out.exists()
 
@@ -263,7 +265,7 @@ def test_a_signal_unwinds_the_work_and_ends_with_its_code(tmp_path, sent, error,
         assert err.startswith("error: ")
 
 
-def test_a_header_that_claims_more_than_the_file_holds_is_3(run, tmp_path):
+def test_a_header_that_claims_more_than_the_file_holds_is_3(inside, tmp_path):
     path = tmp_path / "liar.safetensors"
     path.write_bytes(struct.pack("<Q", 1 << 40) + b"{}")
-    refused(run("inspect", "--json", path), 3, "malformed-file")
+    refused(inside("inspect", "--json", path), 3, "malformed-file")

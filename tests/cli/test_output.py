@@ -105,16 +105,16 @@ def test_piped_rows_are_never_folded(run, sd1):
 
 @pytest.mark.parametrize("place", ["before", "after"])
 @pytest.mark.parametrize("arguments", QUERIES, ids=" ".join)
-def test_json_is_one_document_wherever_the_option_stands(run, sd1, arguments, place):
+def test_json_is_one_document_wherever_the_option_stands(inside, sd1, arguments, place):
     words = filled(arguments, sd1)
-    done = run("--json", *words) if place == "before" else run(*words, "--json")
+    done = inside("--json", *words) if place == "before" else inside(*words, "--json")
     document = json.loads(done.stdout)
     assert document["schema"].startswith("loratools.")
     assert done.stderr == ""
 
 
-def test_several_refs_give_one_document_in_order_and_a_bad_one_keeps_its_place(run, sd1, sdxl, tmp_path):
-    done = run("inspect", "--json", sdxl, tmp_path / "none.safetensors", sd1)
+def test_several_refs_give_one_document_in_order_and_a_bad_one_keeps_its_place(inside, sd1, sdxl, tmp_path):
+    done = inside("inspect", "--json", sdxl, tmp_path / "none.safetensors", sd1)
     assert done.returncode == 2
     document = json.loads(done.stdout)
     assert document["schema"] == "loratools.inspect/1"
@@ -126,17 +126,17 @@ def test_several_refs_give_one_document_in_order_and_a_bad_one_keeps_its_place(r
 @pytest.mark.parametrize(
     "arguments", [["inspect"], ["inspect", "-v"], ["inspect", "--modules"], ["convert"]], ids=" ".join
 )
-def test_names_from_files_never_steer_a_terminal(run, hostile, tmp_path, arguments):
+def test_names_from_files_never_steer_a_terminal(inside, hostile, tmp_path, arguments):
     more = [tmp_path / "out.safetensors", "--to", "diffusers"] if arguments == ["convert"] else []
-    done = run(arguments[0], hostile, *arguments[1:], *more)
+    done = inside(arguments[0], hostile, *arguments[1:], *more)
     said = done.stdout + done.stderr
     for hidden in "\x1b\x07\u202e":
         assert hidden not in said
     assert r"\x1b[31mred\u202e[bold]x[/bold]" in said, said
 
 
-def test_names_in_json_are_exact(run, hostile):
-    document = json.loads(run("inspect", "--json", hostile).stdout)
+def test_names_in_json_are_exact(inside, hostile):
+    document = json.loads(inside("inspect", "--json", hostile).stdout)
     assert f"{EVIL}.weight" in [item["key"] for item in document["unknown_keys"]]
 
 
@@ -175,33 +175,33 @@ def test_without_stdout_at_all_nothing_breaks():
     assert b"Traceback" not in done.stderr
 
 
-def test_errors_as_text_say_what_where_and_what_to_do(run, tmp_path):
-    done = run("inspect", tmp_path / "missing.safetensors")
+def test_errors_as_text_say_what_where_and_what_to_do(inside, tmp_path):
+    done = inside("inspect", tmp_path / "missing.safetensors")
     assert done.stdout == ""
     assert done.stderr.startswith("error: ")
     assert str(tmp_path / "missing.safetensors") in done.stderr
 
 
-def test_a_plan_writes_nothing(run, sd1, tmp_path):
-    done = run("convert", "--json", sd1, tmp_path / "o.safetensors", "--to", "diffusers", "--dry-run")
+def test_a_plan_writes_nothing(inside, sd1, tmp_path):
+    done = inside("convert", "--json", sd1, tmp_path / "o.safetensors", "--to", "diffusers", "--dry-run")
     assert done.returncode == 0, done.stdout
     plan = json.loads(done.stdout)
     assert plan["files"][0]["bytes"] > 0
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_plan_tells_the_free_disk_and_refuses_where_the_work_would(run, sd1, tmp_path):
-    done = run("convert", "--json", sd1, tmp_path / "o.safetensors", "--to", "diffusers", "--dry-run")
+def test_a_plan_tells_the_free_disk_and_refuses_where_the_work_would(inside, sd1, tmp_path):
+    done = inside("convert", "--json", sd1, tmp_path / "o.safetensors", "--to", "diffusers", "--dry-run")
     assert json.loads(done.stdout)["free_disk"] > 0
-    assert "free disk" in run("convert", sd1, tmp_path / "o.safetensors", "--to", "diffusers", "--dry-run").stdout
+    assert "free disk" in inside("convert", sd1, tmp_path / "o.safetensors", "--to", "diffusers", "--dry-run").stdout
     for out in (sd1, tmp_path, tmp_path / "no" / "o.safetensors", tmp_path / "o.ckpt"):
-        assert run("convert", sd1, out, "--to", "diffusers", "--dry-run", "--overwrite").returncode == 2, out
-    assert run("convert", sd1, "--to", "diffusers", "--dry-run").returncode == 0
+        assert inside("convert", sd1, out, "--to", "diffusers", "--dry-run", "--overwrite").returncode == 2, out
+    assert inside("convert", sd1, "--to", "diffusers", "--dry-run").returncode == 0
 
 
 @pytest.mark.parametrize("spelt", ["F16", "f16", "fp16", "Half", "float16"])
-def test_a_dtype_is_known_by_all_its_names(run, sd1, spelt):
-    assert run("convert", sd1, "--to", "kohya", "--dtype", spelt, "--dry-run").returncode == 0
+def test_a_dtype_is_known_by_all_its_names(inside, sd1, spelt):
+    assert inside("convert", sd1, "--to", "kohya", "--dtype", spelt, "--dry-run").returncode == 0
 
 
 def test_pages_and_errors_of_several_files_come_in_their_order(run, sd1, sdxl, tmp_path):
@@ -223,25 +223,25 @@ def test_the_demo_says_its_own_words_alone_and_leaves_nothing_behind(run, tmp_pa
     assert "nothing is kept" in done.stdout
 
 
-def test_the_demo_keeps_to_a_folder_of_its_own(run, tmp_path):
+def test_the_demo_keeps_to_a_folder_of_its_own(inside, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
-    assert run("demo", "--keep", tmp_path).returncode == 2
+    assert inside("demo", "--keep", tmp_path).returncode == 2
     assert [item.name for item in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_the_words_of_kohya_mean_the_same(run, sd1, tmp_path):
+def test_the_words_of_kohya_mean_the_same(inside, sd1, tmp_path):
     ours, kohya = tmp_path / "ours.safetensors", tmp_path / "kohya.safetensors"
-    first = run("convert", sd1, ours, "--to", "diffusers", "--dtype", "bfloat16")
-    second = run("convert", "--models", sd1, "--save_to", kohya, "--to", "diffusers", "--save_precision", "bf16")
+    first = inside("convert", sd1, ours, "--to", "diffusers", "--dtype", "bfloat16")
+    second = inside("convert", "--models", sd1, "--save_to", kohya, "--to", "diffusers", "--save_precision", "bf16")
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
     assert ours.read_bytes() == kohya.read_bytes()
 
 
-def test_if_needed_does_nothing_the_second_time(run, sd1, tmp_path):
+def test_if_needed_does_nothing_the_second_time(inside, sd1, tmp_path):
     out = tmp_path / "o.safetensors"
     arguments = ["convert", "--json", sd1, out, "--to", "diffusers", "--if-needed"]
-    first, stamp = run(*arguments), out.stat().st_mtime_ns
-    second = run(*arguments)
+    first, stamp = inside(*arguments), out.stat().st_mtime_ns
+    second = inside(*arguments)
     assert (first.returncode, second.returncode) == (0, 0), first.stdout + second.stdout
     assert json.loads(first.stdout)["skipped"] is False
     assert json.loads(second.stdout)["skipped"] is True

@@ -8,11 +8,12 @@ import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import NamedTuple
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 ROUTES = (
     ("resolve", re.compile(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>.+)")),
     ("store", re.compile(r"/store/(?P<oid>[0-9a-f]+)")),
+    ("models", re.compile(r"/api/models")),
     ("info", re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)(?:/revision/(?P<revision>[^/]+))?")),
     ("tree", re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)/tree/(?P<revision>[^/]+)(?:/.*)?")),
     ("create", re.compile(r"/api/repos/create")),
@@ -36,11 +37,12 @@ class Request(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """An answer instead of the right one: a status with headers, or (`cut`) fewer bytes than it promises."""
+    """An answer instead of the right one: a status with headers, fewer bytes than promised (`cut`), or a late one."""
 
     status: int = 200
     headers: tuple = ()
     cut: int | None = None
+    wait: float = 0
 
 
 FAULTS = {
@@ -63,7 +65,8 @@ class Hub:
 
     def __init__(self):
         self.repositories, self.blobs, self.requests, self.faults = {}, {}, [], {}
-        self.ranges = True
+        self.ranges, self.lengths = True, True
+        self.patience = threading.Event()
         self.after = {}
         self.pull_requests = []
         self.private = set()
@@ -112,6 +115,8 @@ class Handler(BaseHTTPRequestHandler):
         )
         self.route = route
         fault = self.hub.faults.get(route)
+        if fault is not None and fault.wait:
+            self.hub.patience.wait(fault.wait)
         if fault is not None and fault.cut is None:
             self.answer(fault.status, b'{"error":"no"}', dict(fault.headers))
         elif match is None:
@@ -124,22 +129,26 @@ class Handler(BaseHTTPRequestHandler):
 
     do_GET = do_HEAD = do_POST = do_PUT = _any  # noqa: N815 (http.server's names)
 
-    def answer(self, status, data, headers=(), promised=None):
+    def answer(self, status, data, headers=()):
         fault = self.hub.faults.get(self.route)
         self.send_response(status)
         for name, value in dict(headers).items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(data) if promised is None else promised))
+        if self.hub.lengths or status != 200:
+            self.send_header("Content-Length", str(len(data)))
+        else:
+            self.send_header("Connection", "close")
+            self.close_connection = True
         cut = fault is not None and fault.cut is not None
         sent = b"" if self.command == "HEAD" else data[: fault.cut] if cut else data
         if cut:
             self.send_header("Connection", "close")
             self.close_connection = True
-        self.end_headers()
         asked = self.headers
         self.hub.requests.append(
             Request(self.command, self.route, self.path, asked.get("Range"), len(sent), asked.get("Authorization"))
         )
+        self.end_headers()  # only now: who has the headers may look at what was asked
         try:
             self.wfile.write(sent)
         except (BrokenPipeError, ConnectionResetError):
@@ -203,6 +212,19 @@ class Handler(BaseHTTPRequestHandler):
         if at is not None:
             siblings = [{"rfilename": name} for name in at[1]]
             self.json({"id": repo, "modelId": repo, "sha": at[0], "siblings": siblings, "tags": [], "downloads": 0})
+
+    def do_models(self):
+        """One repository a page, so that whoever reads them all follows the links."""
+        asked = parse_qs(urlsplit(self.path).query)
+        names = [name for name in self.hub.repositories if name.startswith(f"{asked['author'][0]}/")]
+        at = int(asked.get("page", ["0"])[0])
+        link = f'<{self.server.address}/api/models?author={asked["author"][0]}&page={at + 1}>; rel="next"'
+        found = [
+            {"id": name, "modelId": name, "sha": commit, "siblings": [{"rfilename": file} for file in files]}
+            for name in names[at : at + 1]
+            for commit, files in [self.hub.at(name, None)]
+        ]
+        self.json(found, headers={"Link": link} if at + 1 < len(names) else {})
 
     def do_tree(self, repo, revision):
         at = self.found(repo, revision)

@@ -89,8 +89,17 @@ def test_a_recipe_that_the_file_records_stands_on_its_card(hub, public, tmp_path
     lt.convert(public, to="diffusers").save(made)
     done = lt.push(made, "owner/new", dry_run=True)
     assert '"operation": "convert"' in done.card
+    assert "## Use" not in done.card
     assert done.sent is None
     assert "owner/new" not in hub.repositories
+
+
+def test_a_card_loads_by_diffusers_only_what_its_loader_is_right_about(hub, public, sdxl):
+    for path, right in ((public, True), (sdxl, False)):
+        answer = lt.inspect(path).to_dict()["loaders"]["diffusers"]
+        assert (answer["loaded"] == answer["of"]) == right
+        card = lt.push(path, "owner/new", base_model="owner/base", dry_run=True).card
+        assert ("load_lora_weights" in card, "lt.apply" in card) == (right, not right)
 
 
 def test_a_folder_is_sent_whole_less_what_is_hidden_and_its_own_card_is_built_upon(hub, peft_folder, tmp_path):
@@ -156,6 +165,7 @@ def test_a_refusal_on_the_way_ends_with_exit_code_6_and_never_shows_the_token(hu
         done = inside("push", public, "owner/new", "--json", "--debug")
         assert done.returncode == 6, done.stdout + done.stderr
         assert TOKEN not in done.stdout + done.stderr
+        assert ("--create-pr" in done.stdout) == (fault == "forbidden")
 
 
 def test_nothing_is_sent_offline(hub, public, offline):

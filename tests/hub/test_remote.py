@@ -12,7 +12,7 @@ from loratools.hub.ranges import FIRST
 from loratools.tensors.header import canonical_header
 from tests.files import save
 from tests.hub.conftest import TOKEN
-from tests.hub.server import FAULTS
+from tests.hub.server import FAULTS, Fault
 
 FILE = "hf://owner/style/style.safetensors"
 SLACK = 256 << 10
@@ -202,6 +202,26 @@ def test_a_named_commit_in_the_cache_is_not_asked_for_again(hub, style):
     assert len(hub.requests) == asked
 
 
+def test_a_hub_that_is_silent_is_left_after_the_clients_own_time(hub, style, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 0.05)
+    hub.faults["resolve"] = Fault(wait=30)
+    with pytest.raises(Unavailable, match="cannot be reached") as refused:
+        lt.inspect(FILE)
+    hub.patience.set()
+    assert refused.value.evidence["reason"] == "unreachable"
+
+
+def test_a_file_whose_length_is_not_stated_is_read_if_it_is_small(hub, style, whole_sdxl):
+    hub.ranges = hub.lengths = False
+    hub.put("owner/big", {"big.safetensors": whole_sdxl[1]})
+    with pytest.raises(Unavailable, match="how long"):
+        lt.inspect("hf://owner/big/big.safetensors")
+    config = {"adapter_config.json": b'{"peft_type": "LORA", "r": 4, "lora_alpha": 8}'}
+    hub.put("owner/peft", {**config, "adapter_model.safetensors": b""})
+    with pytest.raises(MalformedFile, match="empty"):  # the configuration was read
+        lt.inspect("hf://owner/peft")
+
+
 def test_a_hub_out_of_reach_is_told_with_the_reason(hub, style, monkeypatch):
     monkeypatch.setattr(
         "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}/{filename}{revision}"
@@ -248,6 +268,7 @@ def test_a_page_shows_the_commit_and_what_was_not_read(hub, whole_sdxl, inside):
     assert done.returncode == 0, done.stderr
     assert commit in done.stdout
     assert "alpha tensors were not read" in done.stdout
+    assert "tensor (not read)" in done.stdout
 
 
 def test_a_process_of_its_own_finds_the_hub_by_hf_endpoint_and_is_quiet_in_a_pipe(hub, style, run, sd1, tmp_path):

@@ -63,6 +63,13 @@ def style(pipeline, tmp_path_factory):
             HubReference("owner/name", "main", "x.safetensors"),
         ),
         ("https://hf.co/owner/name/tree/v1?show=1", HubReference("owner/name", "v1")),
+        ("hf://models/owner/name/x.safetensors", HubReference("owner/name", None, "x.safetensors")),
+        ("hf://owner/name@refs/pr/3/x.safetensors", HubReference("owner/name", "refs/pr/3", "x.safetensors")),
+        ("hf://owner/name@a%2Fb/x.safetensors", HubReference("owner/name", "a/b", "x.safetensors")),
+        (
+            "https://huggingface.co/owner/name/resolve/main/my%20style.safetensors?download=true",
+            HubReference("owner/name", "main", "my style.safetensors"),
+        ),
         ("model.safetensors", None),
         ("./owner/name", None),
         ("/owner/name", None),
@@ -72,6 +79,7 @@ def style(pipeline, tmp_path_factory):
 )
 def test_references_are_read_as_people_write_them(text, meant):
     assert hub_reference(text) == meant
+    assert meant is None or hub_reference(meant.name) == meant
 
 
 def test_what_exists_here_is_a_path(tmp_path, monkeypatch):

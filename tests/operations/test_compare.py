@@ -148,9 +148,9 @@ def test_an_unknown_key_is_not_passed_over(one, tmp_path):
         lt.compare(one, written({**tensors(), "mystery": torch.ones(2)}, tmp_path))
 
 
-def test_the_command_line_prints_the_same_document_and_answers_by_its_exit_code(run, one, tmp_path):
+def test_the_command_line_prints_the_same_document_and_answers_by_its_exit_code(inside, one, tmp_path):
     other = written(tensors(seed=1), tmp_path)
     for a, b, code in ((one, one, 0), (one, other, 1)):
-        done = run("compare", "--json", a, b)
+        done = inside("compare", "--json", a, b)
         assert done.returncode == code
         assert json.loads(done.stdout) == json.loads(json.dumps(lt.compare(str(a), str(b)).to_dict()))

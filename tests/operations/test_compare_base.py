@@ -114,11 +114,11 @@ def test_a_base_of_another_model_or_without_the_weight_is_refused(pipeline, lyco
         compare(lycoris("boft").path, other, base=unet)
 
 
-def test_the_command_line_takes_the_base_and_says_it(run, pipeline, lycoris, tmp_path):
+def test_the_command_line_takes_the_base_and_says_it(inside, pipeline, lycoris, tmp_path):
     same = dense(lycoris("glora"), tmp_path / "same.safetensors")
-    done = run("compare", lycoris("glora").path, same, "--base", pipeline, "--json")
+    done = inside("compare", lycoris("glora").path, same, "--base", pipeline, "--json")
     document = json.loads(done.stdout)
     assert (done.returncode, document["equal"], document["base"]) == (0, True, str(pipeline))
-    refused = run("compare", lycoris("glora").path, same)
+    refused = inside("compare", lycoris("glora").path, same)
     assert refused.returncode == 3
     assert "--base" in refused.stderr

@@ -79,8 +79,8 @@ def test_a_plan_says_what_the_file_will_be(sd1, tmp_path):
     assert plan.to_dict()["schema"] == "loratools.plan/1"
 
 
-def test_a_result_is_the_document_of_the_command_line(run, sd1, tmp_path):
-    done = run("convert", "--json", sd1, tmp_path / "cli.safetensors", "--to", "diffusers", "--dtype", "bf16")
+def test_a_result_is_the_document_of_the_command_line(inside, sd1, tmp_path):
+    done = inside("convert", "--json", sd1, tmp_path / "cli.safetensors", "--to", "diffusers", "--dtype", "bf16")
     ours = lt.convert(sd1, to="diffusers", dtype="BF16").save(tmp_path / "api.safetensors").to_dict()
     theirs = json.loads(done.stdout)
     assert (theirs.pop("path"), ours.pop("path")) == (

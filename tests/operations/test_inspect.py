@@ -118,22 +118,22 @@ def test_every_runtime_has_its_share_with_reasons(sd1, peft_folder):
     assert document["loaders"]["diffusers"]["loaded"] == 0
 
 
-def test_for_a_runtime_every_key_is_answered(run, tmp_path):
+def test_for_a_runtime_every_key_is_answered(inside, tmp_path):
     held = tensors()
     held[f"{QUERY}.alpha"] = torch.tensor(1.0)
     path = save({**held, "mystery": torch.ones(2)}, tmp_path / "in.safetensors", METADATA)
-    rows = json.loads(run("inspect", path, "--for", "comfyui", "--json").stdout)["loading"]["keys"]
+    rows = json.loads(inside("inspect", path, "--for", "comfyui", "--json").stdout)["loading"]["keys"]
     assert {row["key"] for row in rows} == {*held, "mystery"}
     assert [row["key"] for row in rows if row["loads"] is not True] == ["mystery"]
     whole = lt.inspect(path, runtime="diffusers").to_dict()
     assert not any(row["loads"] for row in whole["loading"]["keys"])
-    page = run("inspect", path, "--for", "diffusers").stdout
+    page = inside("inspect", path, "--for", "diffusers").stdout
     assert "refuses the file: a key has no `lora` in it" in page
     assert QUERY in page
 
 
-def test_an_unknown_runtime_is_a_usage_error(run, sd1):
-    assert run("inspect", sd1, "--for", "comfy").returncode == 2
+def test_an_unknown_runtime_is_a_usage_error(inside, sd1):
+    assert inside("inspect", sd1, "--for", "comfy").returncode == 2
     with pytest.raises(UsageError, match="comfy"):
         lt.inspect(sd1, runtime="comfy")
 
@@ -142,18 +142,18 @@ def test_the_command_line_names_every_runtime():
     assert tuple(row.id for row in runtimes.RUNTIMES) == RUNTIMES
 
 
-def test_several_references_answer_in_order_as_one_alone_does(run, sd1, sdxl, peft_folder):
-    done = run("inspect", "--json", sdxl, peft_folder, sd1)
+def test_several_references_answer_in_order_as_one_alone_does(inside, sd1, sdxl, peft_folder):
+    done = inside("inspect", "--json", sdxl, peft_folder, sd1)
     results = json.loads(done.stdout)["results"]
     assert results == [lt.inspect(str(path)).to_dict() for path in (sdxl, peft_folder, sd1)]
 
 
-def test_strict_is_about_unknown_keys_alone(run, sd1, tmp_path):
-    assert run("inspect", "--strict", sd1).returncode == 0
+def test_strict_is_about_unknown_keys_alone(inside, sd1, tmp_path):
+    assert inside("inspect", "--strict", sd1).returncode == 0
     stray = save({**tensors(), "mystery": torch.ones(2)}, tmp_path / "stray.safetensors", METADATA)
-    assert run("inspect", stray).returncode == 0
-    assert run("inspect", "--strict", stray).returncode == 3
-    assert run("inspect", "--strict", sd1, stray, sd1).returncode == 3
+    assert inside("inspect", stray).returncode == 0
+    assert inside("inspect", "--strict", stray).returncode == 3
+    assert inside("inspect", "--strict", sd1, stray, sd1).returncode == 3
 
 
 @pytest.mark.parametrize(

@@ -60,33 +60,33 @@ def mixed(folder):
     return save(held, folder / "mixed.safetensors"), {key for key in held if "_ff_" in key}
 
 
-def test_what_the_runtime_will_lose_of_the_output_is_warned_of_and_listed(run, sd1, tmp_path):
+def test_what_the_runtime_will_lose_of_the_output_is_warned_of_and_listed(inside, sd1, tmp_path):
     source, lost = mixed(tmp_path)
     result = lt.convert(source, runtime="comfyui").save(tmp_path / "out.safetensors")
     assert result.warnings == (
         "comfyui will not load 2 of 4 adapters as they are: left out: none of its kinds of patches",
     )
-    done = run("convert", source, tmp_path / "again.safetensors", "--for", "comfyui", "--json")
+    done = inside("convert", source, tmp_path / "again.safetensors", "--for", "comfyui", "--json")
     document = json.loads(done.stdout)["for"]
     assert (document["runtime"], document["of"], document["lost"], document["unknown"]) == ("comfyui", 4, 2, 0)
     assert {row["key"] for row in document["keys"]} == lost
     assert document["reasons"] == [{"reason": document["keys"][0]["reason"], "count": 2}]
-    page = run("convert", source, tmp_path / "page.safetensors", "--for", "comfyui")
+    page = inside("convert", source, tmp_path / "page.safetensors", "--for", "comfyui")
     assert "will not load 2 of 4" in page.stdout
     whole = lt.convert(sd1, runtime="comfyui").save(tmp_path / "whole.safetensors")
     assert (whole.losses.lost, whole.losses.keys, whole.warnings) == (0, (), ())
     assert lt.convert(source, to="kohya").save(tmp_path / "to.safetensors").to_dict()["for"] is None
 
 
-def test_exactly_one_of_format_and_runtime(run, sd1, tmp_path):
+def test_exactly_one_of_format_and_runtime(inside, sd1, tmp_path):
     out = tmp_path / "out.safetensors"
     with pytest.raises(UsageError):
         lt.convert(sd1)
     with pytest.raises(UsageError):
         lt.convert(sd1, to="kohya", runtime="kohya")
-    assert run("convert", sd1, out, "--to", "kohya", "--for", "kohya").returncode == 2
-    assert run("convert", sd1, out, "--for", "kohia").returncode == 2
-    done = run("convert", sd1, out, "--for", "diffusers", "--json")
+    assert inside("convert", sd1, out, "--to", "kohya", "--for", "kohya").returncode == 2
+    assert inside("convert", sd1, out, "--for", "kohia").returncode == 2
+    done = inside("convert", sd1, out, "--for", "diffusers", "--json")
     assert json.loads(done.stdout)["format"] == "diffusers"
 
 

@@ -275,11 +275,11 @@ def test_nan_is_never_decomposed(lycoris, tmp_path):
     assert not (tmp_path / "out.safetensors").exists()
 
 
-def test_the_command_line_prints_the_worst_error_and_exits_with_4_for_another_base(run, pipeline, lycoris, tmp_path):
+def test_the_command_line_prints_the_worst_error_and_exits_with_4_for_another_base(inside, pipeline, lycoris, tmp_path):
     how = ["--to", "diffusers", "--to-kind", "lora"]
-    done = run("convert", lycoris("loha").path, tmp_path / "out.safetensors", *how, "--rank", 2)
+    done = inside("convert", lycoris("loha").path, tmp_path / "out.safetensors", *how, "--rank", 2)
     assert done.returncode == 0, done.stderr
     assert "14 by SVD (worst relative error" in done.stdout
-    done = run("convert", lycoris("ia3").path, tmp_path / "b.safetensors", *how, "--base", pipeline("sdxl"))
+    done = inside("convert", lycoris("ia3").path, tmp_path / "b.safetensors", *how, "--base", pipeline("sdxl"))
     assert done.returncode == 4
     assert "sd1" in done.stderr and "sdxl" in done.stderr  # noqa: PT018 - one claim: both are named

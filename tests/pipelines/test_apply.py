@@ -11,6 +11,7 @@ import loratools as lt
 from loratools.errors import NonFinite, NotRepresentable, PartialMatch, UsageError
 from loratools.pipelines.live import canonical_path, components, weight_of
 from tests.judges import by_kohya, by_lycoris, by_peft
+from tests.judges.fresh import fresh
 from tests.judges.live import answers, bits, changes, distance, equal, models, same_bits
 from tests.judges.truth import compare
 
@@ -28,7 +29,7 @@ def load(folder, **how):
 @pytest.fixture(scope="module")
 def sd1(pipeline):
     """A live tiny SD1 pipeline, its bits, and its answers."""
-    pipe = load(pipeline("sd1"))
+    pipe = fresh(pipeline("sd1"))
     return pipe, bits(pipe), answers(pipe)
 
 
@@ -93,7 +94,7 @@ def test_both_ways_make_the_change_that_the_file_means(how, live, sd1, third_par
 
 @pytest.mark.parametrize("architecture", ["sdxl", "flux1"])
 def test_second_encoders_and_fused_layers_find_their_live_modules(architecture, pipeline, tmp_path):
-    pipe = load(pipeline(architecture))
+    pipe = fresh(pipeline(architecture))
     truth = by_kohya.make(
         pipeline(architecture),
         tmp_path / "lora.safetensors",

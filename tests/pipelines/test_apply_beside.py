@@ -4,11 +4,11 @@ import copy
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline
 
 import loratools as lt
 from loratools.errors import NotRepresentable
 from tests.judges import by_kohya, by_lycoris, by_peft
+from tests.judges.fresh import fresh
 from tests.judges.live import answers, bits, distance, equal, same_bits
 
 COMPONENTS = {"unet": None, "text_encoder": None}
@@ -32,7 +32,7 @@ def theirs(pipeline, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def plain(pipeline):
-    return DiffusionPipeline.from_pretrained(pipeline("sd1"), local_files_only=True)
+    return fresh(pipeline("sd1"))
 
 
 @pytest.fixture

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline
 from safetensors.torch import save_file
 
 import loratools as lt
+from tests.judges.fresh import fresh
 from tests.judges.load import deltas_after_diffusers_load
 from tests.judges.truth import compare
 
@@ -15,7 +15,7 @@ HEADS = ("to_q", "to_k", "to_v", "to_out.0")
 
 def attn_procs(folder):
     """key → tensor, as save_attn_procs and the text encoder's writer named them, for every attention of a pipeline."""
-    parts, draw = DiffusionPipeline.from_pretrained(folder), torch.Generator().manual_seed(0)
+    parts, draw = fresh(folder), torch.Generator().manual_seed(0)
     tensors = {}
     for name, module in parts.unet.named_modules():
         head = next((head for head in HEADS if name.endswith(f".{head}")), None)

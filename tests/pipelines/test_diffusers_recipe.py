@@ -7,13 +7,13 @@ import json
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline
 from peft.utils.error import NoMatchingPeftModuleError
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import loratools as lt
 from tests.judges import by_kohya, by_lycoris, by_peft
+from tests.judges.fresh import fresh
 from tests.judges.load import deltas_after_diffusers_load, deltas_after_peft_load
 from tests.judges.truth import compare
 
@@ -92,7 +92,7 @@ def test_peft_folders_load_with_every_delta(container, architecture, pipeline, t
     truth = third_party(container, architecture)
     out = tmp_path / "peft"
     lt.convert(truth.path, to="peft", arch=architecture).save(out)
-    parts = DiffusionPipeline.from_pretrained(pipeline(architecture))
+    parts = fresh(pipeline(architecture))
     for component in {component for component, _ in truth.deltas}:
         loaded = deltas_after_peft_load(component, getattr(parts, component), out / component)
         want = {place: delta for place, delta in truth.deltas.items() if place[0] == component}
@@ -382,7 +382,7 @@ def test_rslora_loads_in_diffusers_and_in_peft(pipeline, tmp_path):
     )
     assert_loads(pipeline("sd1"), to_diffusers(truth, tmp_path / "ours.safetensors"), truth)
     lt.convert(truth.path, to="peft", arch="sd1").save(tmp_path / "ours")
-    unet = DiffusionPipeline.from_pretrained(pipeline("sd1")).unet
+    unet = fresh(pipeline("sd1")).unet
     loaded = deltas_after_peft_load("unet", unet, tmp_path / "ours" / "unet")
     want = {place: delta for place, delta in truth.deltas.items() if place[0] == "unet"}
     assert compare(loaded.deltas, want).wrong(EXACT) == 0
@@ -411,7 +411,7 @@ def test_peft_folder_spells_clip_as_the_installed_class(sdxl, tmp_path):
 def test_peft_folder_with_text_model_is_refused_by_the_flat_class(third_party, pipeline, tmp_path):
     out = tmp_path / "peft"
     lt.convert(third_party("kohya", "sd1").path, to="peft", arch="sd1", clip_prefix="text_model").save(out)
-    text_encoder = DiffusionPipeline.from_pretrained(pipeline("sd1")).text_encoder
+    text_encoder = fresh(pipeline("sd1")).text_encoder
     with pytest.raises(NoMatchingPeftModuleError):
         deltas_after_peft_load("text_encoder", text_encoder, out / "text_encoder")
 

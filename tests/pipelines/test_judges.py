@@ -5,11 +5,11 @@ And the judges are judged: a builder or a loader that is off would pass anything
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline
 from diffusers.loaders.lora_conversion_utils import _convert_kohya_flux_lora_to_diffusers
 
 import loratools as lt
 from tests.judges import by_kohya, by_lycoris, by_peft
+from tests.judges.fresh import fresh
 from tests.judges.load import deltas_after_diffusers_load, deltas_after_peft_load
 from tests.judges.read import deltas_as_read
 from tests.judges.truth import compare
@@ -104,7 +104,7 @@ def test_peft_merge_is_peft_forward(pipeline, tmp_path):
     """The truth of by_peft comes from `merge`; the forward pass says the same, with DoRA as well."""
     from peft import LoraConfig, inject_adapter_in_model
 
-    model = DiffusionPipeline.from_pretrained(pipeline("sd1")).unet
+    model = fresh(pipeline("sd1")).unet
     inject_adapter_in_model(LoraConfig(target_modules=["to_q"], use_dora=True, init_lora_weights=False), model)
     by_peft.randomise(model, torch.Generator().manual_seed(0))
     model.double().eval()
@@ -133,7 +133,7 @@ def test_loader_judge_sees_a_missing_and_a_scaled_module(pipeline, third_party):
 def test_peft_judge_agrees_with_peft(pipeline, third_party):
     truth = third_party("peft", "sd1")
     for component in ("unet", "text_encoder"):
-        model = getattr(DiffusionPipeline.from_pretrained(pipeline("sd1")), component)
+        model = getattr(fresh(pipeline("sd1")), component)
         loaded = deltas_after_peft_load(component, model, truth.path / component)
         want = {place: delta for place, delta in truth.deltas.items() if place[0] == component}
         assert loaded.complaints == ()
@@ -144,7 +144,7 @@ def test_lycoris_dora_norm_is_one_by_rows_or_by_columns(pipeline, tmp_path):
     """The change that lycoris' DoRA makes leaves rows (or columns) whose lengths are its dora_scale."""
     from safetensors.torch import load_file
 
-    unet = DiffusionPipeline.from_pretrained(pipeline("sd1")).unet
+    unet = fresh(pipeline("sd1")).unet
     path = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
     for kind, axis in (("dora", 1), ("dora-input", 0)):
         truth = by_lycoris.make(pipeline("sd1"), tmp_path / f"{kind}.safetensors", kind)

@@ -13,6 +13,7 @@ from loratools.errors import ArchitectureMismatch, OutputRefused, PartialMatch
 from loratools.pipelines.single_file import export_single_file
 from tests.bases.making import spelt
 from tests.judges import by_lycoris, by_peft
+from tests.judges.fresh import fresh
 from tests.judges.truth import place
 
 SCALE = 0.7
@@ -31,7 +32,7 @@ def weights_of(folder):
 
 def weights_in_single_file(file, folder, dtype=torch.float32):
     """The same of a single file, as diffusers itself renames it."""
-    cls = type(DiffusionPipeline.from_pretrained(folder, local_files_only=True))
+    cls = type(fresh(folder))
     pipeline = cls.from_single_file(str(file), config=str(folder), local_files_only=True, torch_dtype=dtype)
     found = {}
     for component in ("unet", "text_encoder", "text_encoder_2"):
@@ -191,7 +192,7 @@ def test_half_precision_is_the_rounded_float64_sum(dtype, pipeline, third_party,
 def test_merge_is_what_fuse_lora_does(pipeline, third_party, tmp_path):
     truth = third_party("diffusers", "sdxl")
     lt.merge(pipeline("sdxl"), [(truth.path, SCALE)], tmp_path / "merged")
-    fused = DiffusionPipeline.from_pretrained(pipeline("sdxl"), local_files_only=True)
+    fused = fresh(pipeline("sdxl"))
     fused.load_lora_weights(truth.path)
     fused.fuse_lora(components=["unet", "text_encoder", "text_encoder_2"], lora_scale=SCALE)
     fused.unload_lora_weights()
@@ -270,7 +271,7 @@ def test_a_partial_match_is_refused_and_a_wrong_base_always(pipeline, third_part
 
 
 def test_a_folder_keeps_its_variants_and_leaves_stale_weights_out(pipeline, third_party, tmp_path):
-    whole = DiffusionPipeline.from_pretrained(pipeline("sd1"), local_files_only=True)
+    whole = fresh(pipeline("sd1"))
     whole.save_pretrained(tmp_path / "base")
     whole.to(dtype=torch.float16).save_pretrained(tmp_path / "base", variant="fp16")
     (tmp_path / "base" / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"old")
@@ -307,7 +308,7 @@ def test_shards_are_written_and_read(pipeline, third_party, single, tmp_path):
 def test_the_output_is_never_in_the_input_and_if_needed_does_nothing_twice(pipeline, third_party, tmp_path):
     truth = third_party("kohya", "sd1")
     base = tmp_path / "base"
-    DiffusionPipeline.from_pretrained(pipeline("sd1"), local_files_only=True).save_pretrained(base)
+    fresh(pipeline("sd1")).save_pretrained(base)
     with pytest.raises(OutputRefused):
         lt.merge(base, [truth.path], base / "merged", arch="sd1")
     first = lt.merge(base, [truth.path], tmp_path / "merged", arch="sd1")

@@ -8,6 +8,12 @@ from safetensors.torch import load_file
 from loratools.cli.arguments import weighted
 
 
+@pytest.fixture(scope="session")
+def run(inside):
+    """The command line, without a process for every line of it."""
+    return inside
+
+
 def document(done, code=0):
     assert done.returncode == code, (done.stdout, done.stderr)
     return json.loads(done.stdout)

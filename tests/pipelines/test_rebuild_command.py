@@ -7,6 +7,12 @@ import pytest
 from loratools.pipelines.single_file import export_single_file
 
 
+@pytest.fixture(scope="session")
+def run(inside):
+    """The command line, without a process for every line of it."""
+    return inside
+
+
 def document(done, code=0):
     assert done.returncode == code, (done.stdout, done.stderr)
     return json.loads(done.stdout)
@@ -76,9 +82,10 @@ def test_what_makes_no_sense_is_refused_with_a_hint(options, refusal, run, pipel
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_not_on_this_machine_is_6_with_a_hint(run, pipeline, tmp_path):
-    offline = {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path / "cache")}
-    told = document(run("rebuild", "owner/name", "-o", tmp_path / "out", "--json", env=offline), 6)
+def test_what_is_not_on_this_machine_is_6_with_a_hint(run, pipeline, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    told = document(run("rebuild", "owner/name", "-o", tmp_path / "out", "--json"), 6)
     assert told["code"] == "unavailable"
     assert "local files only" in told["hint"]
     export_single_file(pipeline("sd1"), tmp_path / "base.safetensors", "sd1")
@@ -89,6 +96,6 @@ def test_what_is_not_on_this_machine_is_6_with_a_hint(run, pipeline, tmp_path):
             (config / path.relative_to(pipeline("sd1"))).parent.mkdir(exist_ok=True)
             (config / path.relative_to(pipeline("sd1"))).write_bytes(path.read_bytes())
     words = ("rebuild", tmp_path / "base.safetensors", "-o", tmp_path / "out", "--config", config, "--arch", "sd1")
-    told = document(run(*words, "--json", env=offline), 6)
+    told = document(run(*words, "--json"), 6)
     assert told["missing"] == ["tokenizer"]
     assert not (tmp_path / "out").exists()

@@ -1,7 +1,5 @@
 """The process that unpickles: one for all files, a confined child for each, and nothing of it outlives whose it is."""
 
-import os
-import signal
 import subprocess
 import sys
 import threading
@@ -41,10 +39,10 @@ def program(body):
 
 @pytest.fixture
 def programmed(monkeypatch):
-    """Gives the process's zygote another body for its children; the old zygote is back after the test."""
+    """Gives the children of another zygote another body; the first one stands aside until the test is over."""
 
     def give(body):
-        UNPICKLER.close()
+        monkeypatch.setattr(UNPICKLER, "_zygote", None)
         monkeypatch.setattr(pickle_process, "_RUN", program(body))
 
     yield give
