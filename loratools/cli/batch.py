@@ -28,7 +28,13 @@ MEGABYTE = 1_000_000
 )
 @click.option("--results", type=click.Path(), metavar="FILE", help="A row for each item: .jsonl or .parquet.")
 @click.option("--workers", type=click.IntRange(1, 1024), help="Processes; one a core if not said.")
-@click.option("--engine", type=click.Choice(("processes", "ray")), default="processes", show_default=True)
+@click.option(
+    "--engine",
+    type=click.Choice(("processes", "ray")),
+    default="processes",
+    show_default=True,
+    help="Where items run: in processes of this machine, or on a Ray cluster.",
+)
 @click.option("--ray-address", metavar="ADDRESS", help="A running Ray cluster; without it one is started here.")
 @click.option("--shard", metavar="I/N", help="Every N-th item, from the I-th on: one of N machines' part.")
 @click.option("--retry", is_flag=True, help="Try what failed once more.")
@@ -41,9 +47,9 @@ def command(verb: str, manifest: str, words: tuple[str, ...], manner: Manner, **
 
     VERB is convert, extract, hash, inspect, merge, resize or validate; its own options follow MANIFEST, and hold for
     every item. MANIFEST is a .csv or .jsonl file whose columns are VERB's arguments (input; base and tuned; base and
-    lora; pipeline and lora; --OPTION for one row), a .txt file of paths, a folder, or a quoted pattern. Each item ends
-    as the command alone would, with its document or its error; none stops the others. Whatever stops the run, the same
-    command goes on where it was. Exit code 1 where items failed.
+    lora; pipeline and lora; --OPTION for one row), a .txt file of paths, a folder, a quoted pattern, or hf://owner/name
+    or hf://owner for the adapters there. Each item ends as the command alone would, with its document or its error;
+    none stops the others. Whatever stops the run, the same command goes on where it was. Exit code 1: items failed.
     """
     from loratools.batch.batch import Batch
     from loratools.batch.worker import Limits

@@ -25,7 +25,7 @@ WITHOUT = {"autov1": "none below 2 MiB", "blake3": "needs the package blake3"}
 @options.unsafe_pickle
 @speaks
 def command(refs: tuple[str, ...], manner: Manner, **how: Any) -> None:
-    """The names that web sites and web UIs know a file by, and a fingerprint of what it holds.
+    """The names that a file is known by, and a fingerprint of what it holds.
 
     FILE is a file or a folder. AutoV1 to AutoV3 are Civitai's and the web UIs' short names; the sshs hashes and
     ModelSpec's are what trainers write into the metadata, here as computed, with a word where the file states another.

@@ -158,14 +158,16 @@ def test_a_pull_request_makes_no_repository_and_leaves_main_alone(hub, public):
     assert set(hub.pull_requests[0][1]) == {"README.md", "style.safetensors"}
 
 
-@pytest.mark.parametrize("route", ["create", "preupload", "batch", "commit"])
-def test_a_refusal_on_the_way_ends_with_exit_code_6_and_never_shows_the_token(hub, public, inside, route):
-    for fault in ("bad-token", "forbidden", "broken"):
-        hub.faults[route] = FAULTS[fault]
-        done = inside("push", public, "owner/new", "--json", "--debug")
-        assert done.returncode == 6, done.stdout + done.stderr
-        assert TOKEN not in done.stdout + done.stderr
-        assert ("--create-pr" in done.stdout) == (fault == "forbidden")
+@pytest.mark.parametrize(
+    ("route", "fault"),
+    [("create", "forbidden"), ("preupload", "bad-token"), ("batch", "broken"), ("commit", "forbidden")],
+)
+def test_a_refusal_on_the_way_ends_with_exit_code_6_and_never_shows_the_token(hub, public, inside, route, fault):
+    hub.faults[route] = FAULTS[fault]
+    done = inside("push", public, "owner/new", "--json", "--debug")
+    assert done.returncode == 6, done.stdout + done.stderr
+    assert TOKEN not in done.stdout + done.stderr
+    assert ("--create-pr" in done.stdout) == (fault == "forbidden")
 
 
 def test_nothing_is_sent_offline(hub, public, offline):
