@@ -40,7 +40,8 @@ def _keep(context: click.Context, _parameter: click.Parameter, value: str | None
 
 def expanded(refs: Sequence[str]) -> tuple[str, ...]:
     """The references of the running command, with the lines of stdin in place of `-`, then those of --from-file."""
-    given = click.get_current_context().meta.get("loratools.list")
+    context = click.get_current_context()
+    given = context.meta.get("loratools.list")
     found = [line for ref in refs for line in (_lines(sys.stdin.read(_LIMIT)) if ref == "-" else [ref])]
     if given is not None:
         with LocalFile(given) as file:
@@ -48,7 +49,7 @@ def expanded(refs: Sequence[str]) -> tuple[str, ...]:
                 raise UsageError(f"a list of {file.size} bytes", path=given)
             found += _lines(file.read(0, file.size).decode("utf-8", "surrogateescape"))
     if not found:
-        raise UsageError("no file is named", hint="name one, or - for a list on stdin, or --from-file LIST")
+        raise UsageError("no file is named", hint=f"see {context.command_path} --help")
     return tuple(found)
 
 
