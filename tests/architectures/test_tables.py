@@ -24,7 +24,12 @@ NAMINGS = [
     for component in known.components
     for naming in component.namings
 ]
-VARIANTS = [pytest.param(known, variant, id=variant.shapes) for known in ARCHITECTURES for variant in known.variants]
+# Classes are built for one variant of each architecture; the others' tables, made by the same script, with `-m long`.
+VARIANTS = [
+    pytest.param(known, variant, id=variant.shapes, marks=() if variant is known.variants[0] else pytest.mark.long)
+    for known in ARCHITECTURES
+    for variant in known.variants
+]
 # Modules that single-file checkpoints hold and pipelines do not: open_clip's last block and its projection in SD2.
 CHECKPOINT_ONLY = {("sd2", "text_encoder"): ("text_model.encoder.layers.23.", "text_projection")}
 # Of Mochi's blocks the last calls one layer by another name in diffusers, and by the same one in its own files.

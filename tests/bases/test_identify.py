@@ -30,7 +30,7 @@ SPELLINGS = [
     for variant in known.variants
     for component in known.components
     for naming in component.namings
-    if component.name in shapes(variant.shapes)
+    if component.name in shapes(variant.shapes) and (component is known.denoiser or variant is known.variants[0])
 ]
 # Built from a class without a configuration: the published model has the width of its text encoder there.
 OF_CLASS_DEFAULTS = {

@@ -117,7 +117,7 @@ def test_what_is_written_is_what_its_layers_multiply(arch, tmp_path):
     source = write(pairs(layers(arch, naming), flat(arch), KOHYA), tmp_path / "in.safetensors")
     written = load_file(converted(source, "hcp", tmp_path / "out.safetensors", arch=arch))
     words = COMPOSED.get(arch, {"text_encoder": "TE."})
-    for item in loratools.open(source, arch=arch).adapters:
+    for item in loratools.open(source, arch=arch).adapters[::5]:
         stem = words.get(item.target.component, "denoiser.") + item.target.paths[0]
         down, up = (written[f"{stem}.___.layer.W_{role}"].double() for role in ("down", "up"))
         product = written[f"{stem}.___.alpha"].double() * torch.einsum("or...,ri...->oi...", up, down)
