@@ -42,8 +42,7 @@ def rows(manifest: str | os.PathLike[str] | Iterable[str | Mapping[str, Any]], l
     elif path.suffix.lower() in (".jsonl", ".ndjson"):
         yield from _lines(path)
     elif path.suffix.lower() in (".txt", ".lst"):
-        with _open(path) as file:
-            yield from ({listed: line.rstrip("\n")} for line in file if line.strip())
+        yield from ({listed: line} for line in _paths(path))
     elif has_magic(os.fspath(manifest)):
         found = sorted(glob(os.fspath(manifest), recursive=True))  # noqa: PTH207 (it may be absolute)
         if not found:
@@ -79,6 +78,14 @@ def _open(path: Path) -> Any:
         return path.open(encoding="utf-8-sig", newline="" if path.suffix.lower() == ".csv" else None)
     except FileNotFoundError as error:
         raise PathNotFound("no such manifest", path=path) from error
+
+
+def _paths(path: Path) -> Iterator[str]:
+    with _open(path) as file:
+        try:
+            yield from (line.rstrip("\n") for line in file if line.strip())
+        except UnicodeDecodeError as error:
+            raise MalformedFile(f"no text: {error}", path=path) from error
 
 
 def _csv(path: Path) -> Iterator[Row]:

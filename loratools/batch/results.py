@@ -42,7 +42,7 @@ def _lines(path: Path, rows: Iterable[dict[str, Any]]) -> int:
     count = 0
     with path.open("w", encoding="utf-8") as file:
         for row in rows:
-            file.write(json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n")
+            file.write(json.dumps(row, sort_keys=True) + "\n")
             count += 1
     return count
 
@@ -66,10 +66,18 @@ def _parquet(path: Path, staged: Path, rows: Iterable[dict[str, Any]]) -> int:
     count = 0
     with pyarrow.parquet.ParquetWriter(staged, schema) as writer:
         for group in _groups(rows):
-            held = [{**row, "document": json.dumps(row["document"], sort_keys=True)} for row in group]
+            held = [{**_texts(row), "document": json.dumps(row["document"], sort_keys=True)} for row in group]
             writer.write_table(pyarrow.Table.from_pylist(held, schema=schema))
             count += len(held)
     return count
+
+
+def _texts(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with names that are no text spelt out: Parquet's strings are UTF-8."""
+    return {
+        name: value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+        for name, value in row.items()
+    }
 
 
 def _groups(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:

@@ -92,7 +92,10 @@ class State:
             self._base.executemany(
                 "INSERT INTO item (number, key, source, words, output) VALUES (?, ?, ?, ?, ?) "
                 "ON CONFLICT (key) DO NOTHING",
-                ((item.number, item.key, item.source, json.dumps(item.words), item.output) for item in found),
+                (
+                    (item.number, item.key, json.dumps(item.source), json.dumps(item.words), _text(item.output))
+                    for item in found
+                ),
             )
         except sqlite3.IntegrityError as error:
             self._base.execute("ROLLBACK")
@@ -116,7 +119,7 @@ class State:
             for number, output, size, stamp in self._base.execute(
                 "SELECT number, output, output_size, output_time FROM item WHERE state = 'done' AND output IS NOT NULL"
             )
-            if _standing(output) != (size, stamp)
+            if standing(Path(json.loads(output))) != (size, stamp)
         ]
         self._base.executemany("UPDATE item SET state = 'todo', attempts = 0 WHERE number = ?", changed)
         passing = "exit_code IN (5, 6) AND attempts < ?" if not again else "? = ?"
@@ -135,7 +138,8 @@ class State:
             if not page:
                 return
             for number, key, words, output, source, begun in page:
-                yield Item(number, key, tuple(json.loads(words)), output, source, bool(begun))
+                place = None if output is None else json.loads(output)
+                yield Item(number, key, tuple(json.loads(words)), place, json.loads(source), bool(begun))
             last = page[-1][0]
 
     def begin_items(self, chunk: Iterable[Item]) -> None:
@@ -205,11 +209,14 @@ class State:
         for row in cursor:
             found = dict(zip(columns, row, strict=True))
             found["document"] = json.loads(zlib.decompress(found["document"]))
+            found["source"] = json.loads(found["source"])
+            found["output"] = None if found["output"] is None else json.loads(found["output"])
             yield found
 
 
-def _standing(output: str) -> tuple[int | None, int | None]:
-    return standing(Path(output))
+def _text(name: str | None) -> str | None:
+    """A path as SQLite can hold it: names need not be text in any encoding."""
+    return None if name is None else json.dumps(name)
 
 
 def standing(output: Path) -> tuple[int | None, int | None]:

@@ -91,7 +91,8 @@ def _check_words(name: str, words: tuple[str, ...]) -> None:
     command = cli.get_command(click.get_current_context(), name)
     assert command is not None
     inputs = [*verb.columns, *{"positional": ["out"], "option": ["-o", "out"]}.get(verb.output, [])]
-    command.make_context(f"loratools {name}", [*inputs, *words])
+    above = click.get_current_context().find_root()
+    command.make_context(name, [*inputs, *words], parent=above)  # without a parent it would forget that -h is help
 
 
 def _constants(given: tuple[str, ...]) -> dict[str, str]:

@@ -109,6 +109,15 @@ def test_shards_are_the_whole_in_parts(inputs, tmp_path):
     assert sorted(seen) == list(range(COUNT))
 
 
+def test_names_that_are_no_text_are_names_all_the_same(inputs, tmp_path):
+    (tmp_path / "in").mkdir()
+    odd = os.fsdecode(os.fsencode(tmp_path / "in") + b"/\xff\n.safetensors")
+    os.link(inputs / "000.safetensors", odd)
+    done = batch(tmp_path / "in", tmp_path, results=tmp_path / "r.jsonl").run()
+    assert (done.done, done.failed) == (1, 0)
+    assert json.loads((tmp_path / "r.jsonl").read_text())["source"] == odd
+
+
 def test_parquet_holds_what_json_lines_hold(inputs, tmp_path):
     batch(inputs, tmp_path, results=tmp_path / "r.jsonl").run()
     batch(inputs, tmp_path, results=tmp_path / "r.parquet").run()
@@ -215,6 +224,7 @@ def test_the_command_says_how_it_ended(inputs, tmp_path, monkeypatch):
     done = command("batch", "hash", inputs, "--results", "r.jsonl", "--workers", "1")
     assert (done.code, f"hash: {COUNT - 1} of {COUNT} done" in done.out) == (1, True)
     assert lines(tmp_path / "r.jsonl")[0]["document"] == lt.hash(inputs / "000.safetensors").to_dict()
+    assert command("hash", "-h").code == 0
     wrong = command("batch", "convert", inputs, "-o", PATTERN, "--too", "diffusers")
     assert (wrong.code, "did you mean '--to'?" in wrong.err) == (2, True)
     for words in (["--shard", "3/2"], ["--set", "x"], ["--results", "r.txt"], ["-o", "x"]):

@@ -97,9 +97,9 @@ def test_manifests_that_are_none_are_named(tmp_path):
         list(rows(f"{tmp_path}/*.safetensors", "input"))
     for name, text, said in (
         ("a.jsonl", '{"input": "x"}\n[1]\n', "line 2"), ("b.jsonl", "{", "JSON Lines"),
-        ("c.csv", "input,x\na\n", "line 2"), ("d.csv", "input\na,b\n", "line 2"),
+        ("e.txt", b"\xff\n", "no text"), ("c.csv", "input,x\na\n", "line 2"), ("d.csv", "input\na,b\n", "line 2"),
     ):  # fmt: skip
-        (tmp_path / name).write_text(text)
+        (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
         with pytest.raises(MalformedFile, match=said):
             list(rows(tmp_path / name, "input"))
     with pytest.raises(UsageError, match="batch does not do 'converts'"):
