@@ -143,7 +143,7 @@ class Batch:
                     number = event.item.number
                     tries[number] = tries.get(number, 0) + 1
                     if event.kind == "died" and tries[number] < ATTEMPTS:
-                        again.append(event.item._replace(begun=state.has_begun(number)))
+                        again.append(state.again(event.item))
                         continue
                     bad = event.answer.exit_code not in _ANSWERS
                     state.record(number, event.answer, state=FAILED if bad else DONE, attempts=tries.pop(number))
@@ -157,7 +157,7 @@ class Batch:
     def _pool(self, left: int, state: State) -> Pool | RayPool:
         if self.engine == "processes":
             return Pool(min(self.workers or os.cpu_count() or 1, left), RUNNER, self.limits, state.begin_items)
-        return RayPool(self.workers, RUNNER, self.limits, state.begin_items, address=self.ray_address)
+        return RayPool(self.workers, RUNNER, self.limits, state.begin_items, state.again, address=self.ray_address)
 
 
 _ANSWERS = (0, 1)

@@ -67,9 +67,7 @@ class _Worker:
 class Pool:
     """`workers` processes; leave the block to end them. `begin` is told of the items that a worker is about to get."""
 
-    def __init__(
-        self, workers: int, runner: str, limits: Limits, begin: Callable[[Iterable[Item]], None] = lambda _: None
-    ) -> None:
+    def __init__(self, workers: int, runner: str, limits: Limits, begin: Callable[[Iterable[Item]], None]) -> None:
         self.runner, self.limits, self.count, self.begin = runner, limits, workers, begin
         self._workers: list[_Worker] = []
         self._pace = CHUNK_SECONDS  # seconds an item, so far

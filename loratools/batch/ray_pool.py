@@ -59,11 +59,12 @@ class RayPool:
         workers: int,
         runner: str,
         limits: Limits,
-        begin: Callable[[Iterable[Item]], None] = lambda _: None,
+        begin: Callable[[Iterable[Item]], None],
+        again: Callable[[Item], Item],
         *,
         address: str | None = None,
     ) -> None:
-        self.runner, self.limits, self.begin, self.address = runner, limits, begin, address
+        self.runner, self.limits, self.begin, self.again, self.address = runner, limits, begin, again, address
         self.count = workers
         self._ray = _ray()
         self._calls: dict[Any, _Call] = {}
@@ -161,13 +162,13 @@ class RayPool:
             yield Event(item, "answered", found)
 
     def _lost(self, call: _Call, kind: str, singly: deque[Item]) -> Iterator[Event]:
-        """One item alone is the one to be told of; of several nobody knows which, so each goes alone."""
+        """One item alone is the one to be told of; of several nobody knows which, nor what is done: each goes alone."""
         took = time.monotonic() - call.since
         self._ray.kill(call.actor)
         if kind == "died":
             self._mourn()
         if len(call.chunk) > 1:
-            singly.extend(call.chunk)
+            singly.extend(map(self.again, call.chunk))
             return
         item = call.chunk[0]
         yield Event(item, kind, Answer(ResourceError.exit_code, died(item, kind, None, took), took))

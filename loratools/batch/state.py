@@ -153,10 +153,10 @@ class State:
             self._base.executemany("UPDATE item SET state = 'begun' WHERE number = ?", numbers)
             self._base.execute("COMMIT")
 
-    def has_begun(self, number: int) -> bool:
-        """Whether an item was begun when nothing stood where its output goes."""
-        found = self._base.execute("SELECT 1 FROM item WHERE number = ? AND state = 'begun'", (number,)).fetchone()
-        return found is not None
+    def again(self, item: Item) -> Item:
+        """An item as it is done once more: if it was begun when nothing stood where its output goes, over that."""
+        asked = "SELECT state = 'begun' FROM item WHERE number = ?"
+        return item._replace(begun=bool(self._base.execute(asked, (item.number,)).fetchone()[0]))
 
     def record(self, number: int, answer: Answer, *, state: str, attempts: int) -> None:
         """Keep an answer; it is on the disk within a second, or 256 answers."""

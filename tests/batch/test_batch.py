@@ -156,12 +156,12 @@ def test_limits_cost_one_item_each(inputs, tmp_path, monkeypatch):
     assert rows[3]["code"] == "timeout"
     assert rows[8]["code"] == "worker-died"
     assert json.loads((tmp_path / "r.jsonl").read_text().splitlines()[8])["attempts"] == batch_module.ATTEMPTS
-    assert summary.codes == {"timeout": 1, "worker-died": 1}
-    assert summary.done == COUNT - 2
-    assert {row["code"] for row in rows.values() if row["number"] not in (3, 8)} == {None}
+    assert summary.codes == {"malformed-file": 1, "timeout": 1, "worker-died": 1}
+    assert summary.done == COUNT - 3
+    assert {row["code"] for row in rows.values() if row["number"] not in (3, POISON, 8)} == {None}
     too_large = batch(inputs, tmp_path / "..", limits=Limits(size=10), results=tmp_path / "s.jsonl")
     (tmp_path / ".." / "state.sqlite").unlink(missing_ok=True)
-    assert too_large.run().codes == {"too-large": COUNT - 1}
+    assert too_large.run().codes == {"malformed-file": 1, "too-large": COUNT - 1}
 
 
 def test_killed_workers_cost_nothing(inputs, tmp_path, undisturbed):
@@ -231,6 +231,22 @@ def test_the_command_says_how_it_ended(inputs, tmp_path, monkeypatch):
         assert command("batch", "inspect", inputs, *words).code == 2, words
 
 
+@pytest.mark.parametrize("engine", ["processes", pytest.param("ray", marks=pytest.mark.long)])
+def test_an_output_whose_process_died_is_written_once_more(inputs, tmp_path, undisturbed, monkeypatch, engine):
+    if engine == "ray":
+        pytest.importorskip("ray", reason="Ray is not installed")
+    monkeypatch.setattr(batch_module, "RUNNER", "tests.batch.odd_items:dies_once")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    monkeypatch.setenv("DIED_ONCE", str(tmp_path / "died"))
+    folder, done = undisturbed
+    found = batch(
+        inputs, tmp_path, "convert", options=["--to", "diffusers"], output=str(tmp_path / PATTERN), engine=engine
+    ).run()
+    assert (tmp_path / "died").exists()
+    assert (found.done, found.codes) == (done.done, done.codes)
+    assert same_files(tmp_path / "out", folder / "out")
+
+
 @pytest.mark.long
 def test_a_cluster_ends_as_processes_do(inputs, tmp_path, undisturbed):
     pytest.importorskip("ray", reason="Ray is not installed")
@@ -247,5 +263,5 @@ def test_an_actor_that_dies_costs_its_item(inputs, tmp_path, monkeypatch):
     monkeypatch.setattr(batch_module, "RUNNER", "tests.batch.odd_items:run")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     done = batch(inputs, tmp_path, engine="ray", limits=Limits(seconds=5.0)).run()
-    assert done.codes == {"timeout": 1, "worker-died": 1}
-    assert done.done == COUNT - 2
+    assert done.codes == {"malformed-file": 1, "timeout": 1, "worker-died": 1}
+    assert done.done == COUNT - 3
