@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import click
 
 from loratools.cli.options import Manner, speaks
+from loratools.cli.progress import Line, human_duration
 from loratools.cli.render import Document, Page, emit
-from loratools.cli.text import is_terminal
 from loratools.errors import UsageError
 
 MEGABYTE = 1_000_000
@@ -114,43 +112,26 @@ def _shard(text: str | None) -> tuple[int, int]:
     return int(index), int(count)
 
 
-class _Progress:
-    """Items done, with rate, failures and time left: a living line on a terminal, a line every tenth in a pipe."""
+class _Progress(Line):
+    """Items done, with rate, failures and time left."""
 
     def __init__(self, verb: str, *, quiet: bool) -> None:
+        super().__init__(quiet=quiet)
         self.verb = verb
-        self.stream = None if quiet else sys.stderr
-        self.terminal = is_terminal(self.stream)
-        self.started = self.drawn = time.monotonic()
-        self.first: int | None = None
-        self.tenths = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.terminal and self.first is not None and self.stream is not None:
-            self.stream.write("\r\x1b[K")
+        self.before: int | None = None
 
     def __call__(self, done: int, total: int, failed: int) -> None:
-        """`done` of `total` items have ended, `failed` of them badly."""
-        now = time.monotonic()
-        self.first = done - 1 if self.first is None else self.first
-        if self.stream is None or now - self.started < 1:
-            return
-        rate = (done - self.first) / (now - self.started)
-        minutes, seconds = divmod(int((total - done) / rate), 60)
-        line = (
-            f"batch {self.verb}: {done:,} of {total:,}, {failed:,} failed, {rate:,.1f}/s, "
-            f"{minutes} min {seconds} s left"
+        """`done` of `total` items have ended, `failed` of them badly; what ended in earlier runs makes no rate."""
+        self.before = done - 1 if self.before is None else self.before
+        worked = done - self.before
+        self.show(
+            done,
+            total,
+            lambda seconds: (
+                f"batch {self.verb}: {done:,} of {total:,}, {failed:,} failed, {worked / seconds:,.1f}/s, "
+                f"{human_duration((total - done) * seconds / worked)} left"
+            ),
         )
-        if self.terminal and now - self.drawn >= 0.1:
-            self.stream.write(f"\r\x1b[K{line}")
-            self.stream.flush()
-            self.drawn = now
-        elif not self.terminal and 10 * done // total > self.tenths:
-            self.stream.write(f"{line}\n")
-            self.tenths = 10 * done // total
 
 
 def view(page: Page, document: Document, manner: Manner) -> None:  # noqa: ARG001 (every view takes it)
