@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 from loratools.batch.manifest import Row
 from loratools.batch.verbs import BatchVerb
 from loratools.errors import OutputRefused, UsageError, nearest
+from loratools.hub.references import is_remote
+from loratools.operations.scales import weighted
 
 _FIELD = re.compile(r"\{([^{}]*)\}")
-REMOTE = ("hf://", "http://", "https://")
 
 
 class Item(NamedTuple):
@@ -65,7 +66,13 @@ def items(
         seen.add(key)
         if place is not None and outputs.setdefault(place, number) != number:
             raise UsageError(f"rows {outputs[place] + 1} and {number + 1} would write one file", path=place)
-        yield Item(number, key, tuple(words), place, str(_bare(inputs[verb.columns.index(verb.listed)][0])))
+        yield Item(number, key, tuple(words), place, _listed(verb, inputs))
+
+
+def _listed(verb: BatchVerb, inputs: list[list[str]]) -> str:
+    """The path that an item is named by: of several adapters the first, without its scale."""
+    first = inputs[verb.columns.index(verb.listed)][0]
+    return weighted(first)[0] if verb.many else first
 
 
 def _check_pattern(verb: BatchVerb, output: str | None) -> None:
@@ -88,7 +95,7 @@ def _inputs(verb: BatchVerb, column: str, row: Row, number: int, home: Path | No
 
 
 def _resolved(path: str, home: Path | None) -> str:
-    if path.startswith(REMOTE):
+    if is_remote(path):
         return path
     found = path if home is None or Path(path).is_absolute() else str(home / path)
     return f"./{found}" if found.startswith("-") else found
@@ -103,7 +110,7 @@ def _option(name: str, value: Any) -> list[str]:
 def _place(verb: BatchVerb, row: Row, inputs: list[list[str]], number: int, output: str | None) -> str | None:
     if not verb.output or output is None:
         return None
-    named = _bare(inputs[verb.columns.index(verb.listed)][0])
+    named = Path(_listed(verb, inputs))
     stem = named.name if named.is_dir() else named.stem
     fields = {
         **{name: str(value) for name, value in row.items() if not name.startswith("--")},
@@ -119,15 +126,3 @@ def _place(verb: BatchVerb, row: Row, inputs: list[list[str]], number: int, outp
     if not Path(place).absolute().is_relative_to(Path(os.path.normpath(root)).absolute()):
         raise OutputRefused(f"row {number + 1} would write outside {root or 'this folder'}", path=place)
     return place
-
-
-def _bare(reference: str) -> Path:
-    """The path of a reference that may end in =SCALE."""
-    path, equals, scale = reference.rpartition("=")
-    if not equals or os.path.exists(reference):  # noqa: PTH110 (a reference is a word, not yet a path)
-        return Path(reference)
-    try:
-        float(scale)
-    except ValueError:
-        return Path(reference)
-    return Path(path)

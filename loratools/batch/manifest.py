@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from loratools.errors import MalformedFile, PathNotFound, UsageError
+from loratools.formats.opening import CONFIG
 from loratools.hub.references import is_remote
 
 Row = dict[str, Any]
 _WEIGHTS = ".safetensors"
-_CONFIG = "adapter_config.json"
 
 
 def rows(manifest: str | os.PathLike[str] | Iterable[str | Mapping[str, Any]], listed: str) -> Iterator[Row]:
@@ -66,7 +66,7 @@ def home_of(manifest: object) -> Path | None:
 def _below(folder: Path) -> Iterator[Path]:
     for root, folders, names in os.walk(folder):
         folders.sort()
-        if _CONFIG in names:
+        if CONFIG in names:
             folders.clear()
             yield Path(root)
             continue

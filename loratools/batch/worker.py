@@ -14,9 +14,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from loratools.batch.items import REMOTE, Item
+from loratools.batch.items import Item
 from loratools.batch.state import Answer, standing
 from loratools.errors import ResourceError
+from loratools.hub.references import is_remote
+from loratools.tensors.checksums import sha256_of
 
 Runner = Callable[[Sequence[str]], tuple[int, dict[str, Any]]]
 
@@ -67,23 +69,22 @@ def answer(item: Item, run: Runner, limits: Limits) -> Answer:
         return Answer(code, document, time.monotonic() - started)
     place = Path(item.output)
     stands = standing(place)
-    return Answer(code, document, time.monotonic() - started, *stands, sha256_of(place))
+    return Answer(code, document, time.monotonic() - started, *stands, _sha256(place))
 
 
-def sha256_of(place: Path) -> str:
+def _sha256(place: Path) -> str:
     """The SHA-256 of a file; of the names and SHA-256 of a folder's files, in order, for a folder."""
-    if place.is_dir():
-        digest = hashlib.sha256()
-        for item in sorted(place.rglob("*")):
-            if item.is_file():
-                digest.update(f"{item.relative_to(place).as_posix()}\0{sha256_of(item)}\n".encode())
-        return digest.hexdigest()
-    with place.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    if not place.is_dir():
+        return sha256_of(place)
+    digest = hashlib.sha256()
+    for item in sorted(place.rglob("*")):
+        if item.is_file():
+            digest.update(f"{item.relative_to(place).as_posix()}\0{sha256_of(item)}\n".encode())
+    return digest.hexdigest()
 
 
 def _size(source: str) -> int | None:
-    if source.startswith(REMOTE):
+    if is_remote(source):
         return None
     try:
         return os.stat(source).st_size  # noqa: PTH116 (a word that may be no path at all)

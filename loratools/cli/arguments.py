@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from typing import TYPE_CHECKING
 
 from loratools.errors import UsageError
@@ -12,22 +11,6 @@ if TYPE_CHECKING:
     import click
 
 SIZES = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-
-
-def weighted(argument: str) -> tuple[str, float]:
-    """`LORA=0.8` → ("LORA", 0.8), cut at the last `=` whose right side is a number; 1 where there is none, and where
-    the whole argument is an existing path.
-    """
-    reference, equals, number = argument.rpartition("=")
-    if not equals or not reference or os.path.lexists(argument):
-        return argument, 1.0
-    try:
-        value = float(number)
-    except ValueError:
-        return argument, 1.0
-    if not math.isfinite(value):
-        raise UsageError(f"{argument!r}: the scale is no finite number", hint=f"for example {reference}=0.8")
-    return reference, value
 
 
 def size(_context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:

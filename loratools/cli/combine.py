@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from loratools.cli import options
-from loratools.cli.arguments import paired, weighted
+from loratools.cli.arguments import paired
 from loratools.cli.convert import dtype_word, known_formats, proven
 from loratools.cli.options import Manner, speaks
 from loratools.cli.progress import Progress
@@ -84,6 +84,7 @@ def command(
     layer, before it appears under its name.
     """
     from loratools.operations.combine import combine
+    from loratools.operations.scales import weighted
 
     given = paired(models, ratios, loras) if models else [weighted(item) for item in loras]
     target = save_to if save_to is not None else out

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from loratools.cli.arguments import weighted
+from loratools.cli.arguments import paired
 from loratools.cli.merging_options import dtype_word, merging
 from loratools.cli.options import Manner, speaks
 from loratools.cli.progress import Progress
@@ -84,26 +84,15 @@ def _kohya(
     base: str | None, loras: tuple[str, ...], sd_model: str | None, models: tuple[str, ...], ratios: tuple[float, ...]
 ) -> tuple[str, list[tuple[str, float]]]:
     """The base and the scaled adapters, by our words or kohya's."""
+    from loratools.operations.scales import weighted
+
     if sd_model is not None:
         loras, base = ((base, *loras) if base is not None else loras), sd_model
     if base is None:
         raise UsageError("BASE is missing", hint="loratools merge BASE LORA=0.8 -o OUT")
     if not models:
         return base, [weighted(item) for item in loras]
-    # kohya's --models and --ratios take several words each: those after the first arrive as plain arguments.
-    names = [*models, *(item for item in loras if not _is_number(item))]
-    scales = [*ratios, *(float(item) for item in loras if _is_number(item))]
-    if scales and len(scales) != len(names):
-        raise UsageError(f"{len(names)} models and {len(scales)} ratios", hint="one ratio for each model")
-    return base, list(zip(names, scales or [1.0] * len(names), strict=True))
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+    return base, paired(models, ratios, loras)
 
 
 def plan_view(page: Page, document: Document, manner: Manner) -> None:

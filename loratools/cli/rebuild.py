@@ -6,7 +6,6 @@ from typing import Any
 
 import click
 
-from loratools.cli.arguments import weighted
 from loratools.cli.merge import adapter_rows, change_facts, unmerged
 from loratools.cli.merging_options import merging
 from loratools.cli.options import Manner, speaks
@@ -73,6 +72,7 @@ def command(
     names. Without an adapter BASE itself is written. The folder loads with DiffusionPipeline.from_pretrained.
     """
     from loratools.operations.rebuild import plan_rebuild
+    from loratools.operations.scales import weighted
 
     if base is None:
         raise UsageError("BASE is missing", hint="loratools rebuild BASE LORA=0.8 -o DIR")

@@ -10,7 +10,6 @@ from typing import Any
 import click
 
 from loratools.cli import options
-from loratools.cli.arguments import weighted
 from loratools.cli.convert import DTYPES as PLAIN_DTYPES
 from loratools.cli.merge import adapter_rows
 from loratools.cli.options import Manner, speaks
@@ -112,6 +111,7 @@ def command(
     extracted again. Each is compared with the adapter's own change: every module's, the denoiser's outputs, latents and
     pictures, beside a measured noise floor. Exit code 1 where the verdict is fail or inconclusive.
     """
+    from loratools.operations.scales import weighted
     from loratools.operations.validate import PROMPT, validate
 
     def tell(line: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from loratools.hub.cards import CARD, base_named_by
 from loratools.hub.references import HubReference, hub_reference
 from loratools.hub.repository import Fetched, fetched
 from loratools.tensors.carried import carry
+from loratools.tensors.checksums import sha256_of
 from loratools.tensors.output import check_free_space, disk_errors, guard_output, sync_folder, temporary_beside
 from loratools.tensors.safetensors_file import open_safetensors
 from loratools.tensors.source import LocalFile
@@ -92,8 +92,7 @@ def _root(found: Fetched) -> Path:
 def _checked(path: Path, name: str, reference: HubReference) -> PulledFile:
     """A file of the cache, whose blob is named by the SHA-256 that the Hub states, for all but small texts."""
     blob = path.resolve()
-    with blob.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = sha256_of(blob)
     stated = _SHA256.fullmatch(blob.name) is not None
     if stated and digest != blob.name:
         raise Unavailable(
@@ -121,9 +120,8 @@ def _copied(item: PulledFile, folder: Path, *, overwrite: bool) -> PulledFile:
         try:
             guard_output(target, [source], overwrite=overwrite)
         except OutputExists:
-            with target.open("rb") as there:
-                if hashlib.file_digest(there, "sha256").hexdigest() == item.sha256:
-                    return item._replace(path=target)
+            if sha256_of(target) == item.sha256:
+                return item._replace(path=target)
             raise
         check_free_space(target.parent, item.size)
         temporary = temporary_beside(target)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import inspect
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from loratools.formats.opening import open_reference, read_config
 from loratools.operations.provenance import PROVENANCE_KEY
 from loratools.operations.recipes import RECIPE
 from loratools.operations.wishes import FULL
+from loratools.tensors.checksums import sha256_of
 from loratools.tensors.source import LocalFile
 
 if TYPE_CHECKING:
@@ -119,15 +120,10 @@ def _parameters(operation: str, said: Mapping[str, Any]) -> dict[str, Any]:
 def _described(place: Path) -> dict[str, Any]:
     """An output's name and files, without the recipe that is among them."""
     if not place.is_dir():
-        return {"name": place.name, "files": [{"name": place.name, "sha256": _sha256(place)}]}
+        return {"name": place.name, "files": [{"name": place.name, "sha256": sha256_of(place)}]}
     files = sorted(item for item in place.rglob("*") if item.is_file() and item.name != RECIPE)
-    named = [{"name": item.relative_to(place).as_posix(), "sha256": _sha256(item)} for item in files]
+    named = [{"name": item.relative_to(place).as_posix(), "sha256": sha256_of(item)} for item in files]
     return {"name": place.name, "files": named}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_recipe(path: str | os.PathLike[str]) -> Recipe:
@@ -186,13 +182,15 @@ def run_recipe(
         for item in found.inputs
         if item.role == "adapter"
     ]
-    how = {**found.parameters}
+    how = dict(found.parameters)
     verb = verb_of(found.operation)
+    if "threads" in inspect.signature(verb).parameters:
+        how["threads"] = threads
     config = next((places[id(item)] for item in found.inputs if item.role == "config"), None)
     if found.operation in ("merge", "rebuild"):
         if config is not None:
             how["config"] = config
-        verb(once[0], adapters, target, overwrite=overwrite, threads=threads, progress=progress, **how)
+        verb(once[0], adapters, target, overwrite=overwrite, progress=progress, **how)
     else:
         pending = verb(adapters, **how) if found.operation == "combine" else verb(*once, **how)
         pending.save(target, overwrite=overwrite, progress=progress)
@@ -208,7 +206,7 @@ def _place(item: RecipeInput, folders: Sequence[Path]) -> Path:
         path = place / file.name if place.is_dir() else place
         if not path.is_file():
             raise PathNotFound(f"the {item.role} lacks {file.name}", path=path)
-        if (sha256 := _sha256(path)) != file.sha256:
+        if (sha256 := sha256_of(path)) != file.sha256:
             raise ArchitectureMismatch(
                 f"the {item.role} is another file than the recipe's",
                 path=path,

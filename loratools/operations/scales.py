@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -13,6 +14,22 @@ from loratools.errors import UsageError, nearest
 
 Weighing = Callable[[str, str], float]
 """(component, canonical path) → the number that multiplies a change there."""
+
+
+def weighted(argument: str) -> tuple[str, float]:
+    """`LORA=0.8` → ("LORA", 0.8), cut at the last `=` whose right side is a number; 1 where there is none, and where
+    the whole argument is an existing path.
+    """
+    reference, equals, number = argument.rpartition("=")
+    if not equals or not reference or os.path.lexists(argument):
+        return argument, 1.0
+    try:
+        value = float(number)
+    except ValueError:
+        return argument, 1.0
+    if not math.isfinite(value):
+        raise UsageError(f"{argument!r}: the scale is no finite number", hint=f"for example {reference}=0.8")
+    return reference, value
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import hashlib
 import zlib
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from typing import NamedTuple
 
 from loratools.tensors.source import LocalFile
@@ -37,6 +38,12 @@ class Checksums(NamedTuple):
     def autov3(self) -> str | None:
         """The first 12 digits of the SHA-256 of the payload."""
         return self.payload_sha256 and self.payload_sha256[:12]
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, 64 hex digits; raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def checksums(file: LocalFile, payload: int | None) -> Checksums:
