@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loratools.adapters.fingerprint import fingerprint, fingerprint_of_tensors
-from loratools.errors import LoratoolsError, UnsafeFile, WrongRole
+from loratools.errors import LoratoolsError, MalformedFile, UnsafeFile, WrongRole
 from loratools.formats.opening import Opened, Reference
 from loratools.formats.parse import parse
 from loratools.formats.render import recorded_groups
@@ -145,6 +145,8 @@ def _fingerprint(opened: Opened, arch: str | None) -> tuple[str, str, tuple[str,
     except WrongRole:
         pass
     except LoratoolsError as error:
+        if error.exit_code not in (MalformedFile.exit_code, WrongRole.exit_code):
+            raise  # a disk that fails is no reason for another fingerprint
         warnings = (f"the fingerprint is that of tensors by their names: {error.message}",)
     return fingerprint_of_tensors(_tensors(opened)), "tensors", warnings
 

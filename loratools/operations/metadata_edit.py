@@ -10,7 +10,7 @@ from typing import Any, TypedDict, Unpack
 
 from loratools.adapters.kind import constraint_of
 from loratools.adapters.settings import beyond_scale
-from loratools.errors import LoratoolsError, NotRepresentable, UsageError
+from loratools.errors import LoratoolsError, MalformedFile, NotRepresentable, UsageError, WrongRole
 from loratools.formats.opening import Opened, Part
 from loratools.formats.parse import parse
 from loratools.operations.hashes import HASH_KEYS, recomputed
@@ -137,7 +137,9 @@ def meaning(source: SafetensorsFile, metadata: Mapping[str, str]) -> list[Any] |
     view = _Retold(source, metadata)
     try:
         found = parse(Opened(source.name, (Part(None, view),)))
-    except LoratoolsError:
+    except LoratoolsError as error:
+        if error.exit_code not in (MalformedFile.exit_code, WrongRole.exit_code):
+            raise  # a disk that fails is no reason to take a file for no adapter
         return None
     return [
         (item.target, item.kind, item.scale, constraint_of(item), sorted(beyond_scale(item.settings).items()))
