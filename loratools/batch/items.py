@@ -14,7 +14,7 @@ from loratools.batch.manifest import Row
 from loratools.batch.verbs import BatchVerb
 from loratools.errors import OutputRefused, UsageError, nearest
 from loratools.hub.references import is_remote
-from loratools.operations.scales import weighted
+from loratools.operations.merging.scales import weighted
 
 _FIELD = re.compile(r"\{([^{}]*)\}")
 

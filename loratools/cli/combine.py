@@ -84,7 +84,7 @@ def command(
     layer, before it appears under its name.
     """
     from loratools.operations.combine import combine
-    from loratools.operations.scales import weighted
+    from loratools.operations.merging.scales import weighted
 
     given = paired(models, ratios, loras) if models else [weighted(item) for item in loras]
     target = save_to if save_to is not None else out

@@ -66,7 +66,7 @@ def command(manner: Manner, *, keep: Path | None, make_only: bool, **wishes: Any
     if make_only:
         if keep is None:
             raise UsageError("--make keeps what it makes", hint="say where with --keep DIR")
-        from loratools.operations.demo_made import make_demo
+        from loratools.operations.demonstration.made import make_demo
 
         emit(make_demo(keep, report=tell, **wishes).to_dict(), manner, view_made)
         return

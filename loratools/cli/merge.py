@@ -84,7 +84,7 @@ def _kohya(
     base: str | None, loras: tuple[str, ...], sd_model: str | None, models: tuple[str, ...], ratios: tuple[float, ...]
 ) -> tuple[str, list[tuple[str, float]]]:
     """The base and the scaled adapters, by our words or kohya's."""
-    from loratools.operations.scales import weighted
+    from loratools.operations.merging.scales import weighted
 
     if sd_model is not None:
         loras, base = ((base, *loras) if base is not None else loras), sd_model

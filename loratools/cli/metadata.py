@@ -19,7 +19,7 @@ from loratools.cli.text import human_bytes
 from loratools.errors import UsageError
 
 if TYPE_CHECKING:
-    from loratools.operations.metadata_edit import Edited
+    from loratools.operations.header.edit import Edited
 
 WIDTH = 100  # characters of a value on a page; -v shows all
 GROUPS = (

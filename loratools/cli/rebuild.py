@@ -71,8 +71,8 @@ def command(
     BASE is a pipeline folder, a single-file checkpoint, owner/name on the Hub, or auto: the base that the first adapter
     names. Without an adapter BASE itself is written. The folder loads with DiffusionPipeline.from_pretrained.
     """
+    from loratools.operations.merging.scales import weighted
     from loratools.operations.rebuild import plan_rebuild
-    from loratools.operations.scales import weighted
 
     if base is None:
         raise UsageError("BASE is missing", hint="loratools rebuild BASE LORA=0.8 -o DIR")

@@ -111,7 +111,7 @@ def command(
     extracted again. Each is compared with the adapter's own change: every module's, the denoiser's outputs, latents and
     pictures, beside a measured noise floor. Exit code 1 where the verdict is fail or inconclusive.
     """
-    from loratools.operations.scales import weighted
+    from loratools.operations.merging.scales import weighted
     from loratools.operations.validate import PROMPT, validate
 
     def tell(line: str) -> None:
@@ -122,7 +122,7 @@ def command(
     given = [weighted(item) for item in loras]
     how |= {"to": to or None, "skip": skip or (), "prompts": prompts or (PROMPT,), "seeds": seeds or (0,)}
     if dry_run:
-        from loratools.operations.validate_plan import plan_validate
+        from loratools.operations.validation.plan import plan_validate
 
         emit(plan_validate(pipeline, given, **how).to_dict(), manner, plan_view)
         return

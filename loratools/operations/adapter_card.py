@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from loratools.operations.cards import plain
 from loratools.operations.hash import Hashes
+from loratools.operations.rebuilding.card import plain
 
 BEGINS, ENDS = "<!-- loratools -->", "<!-- end of loratools -->"
 _OURS = re.compile(rf"{re.escape(BEGINS)}.*?{re.escape(ENDS)}\n?", re.DOTALL)

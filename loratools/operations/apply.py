@@ -12,12 +12,12 @@ from loratools.adapters.dora import is_dora
 from loratools.bases.placing import Placing
 from loratools.errors import UsageError
 from loratools.formats.opening import Reference
-from loratools.operations.applied import Applied, Scale, by_component
-from loratools.operations.apply_ways import Choosing, Ways
+from loratools.operations.application.applied import Applied, Scale, by_component
+from loratools.operations.application.ways import Choosing, Ways
 from loratools.operations.lora import Lora, open_lora
-from loratools.operations.merge_matches import matched, require_matches, shared_architecture
-from loratools.operations.merging import Applied as Matched
-from loratools.operations.scales import Scales
+from loratools.operations.merging.matches import matched, require_matches, shared_architecture
+from loratools.operations.merging.result import Applied as Matched
+from loratools.operations.merging.scales import Scales
 from loratools.pipelines.kept import LOCK, Keep
 from loratools.pipelines.live import Live
 from loratools.pipelines.peft_layers import names

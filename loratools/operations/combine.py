@@ -22,11 +22,11 @@ from loratools.formats.format import BUNDLE
 from loratools.formats.opening import Reference
 from loratools.formats.registry import FORMATS
 from loratools.formats.render import GROUPS_KEY
-from loratools.operations.laid_out import laid_out
+from loratools.operations.combination.pending import PendingCombination
+from loratools.operations.conversion.to_kind import flattened_shape, shared
 from loratools.operations.lora import Lora, open_lora, tables
-from loratools.operations.output import AdapterOutput
-from loratools.operations.pending_combination import PendingCombination
-from loratools.operations.to_kind import flattened_shape, shared
+from loratools.operations.outputs.files import AdapterOutput
+from loratools.operations.outputs.laid_out import laid_out
 from loratools.tensors.lazy import LazyTensor
 
 METHODS = ("concat", "linear", "svd", *ELECTIONS)

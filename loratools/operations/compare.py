@@ -18,10 +18,10 @@ from loratools.bases.weights import BaseWeights
 from loratools.errors import ArchitectureMismatch, UsageError
 from loratools.formats.choose import GENERIC
 from loratools.formats.opening import Reference
+from loratools.operations.conversion.to_kind import open_model, shared
 from loratools.operations.lora import Lora, open_lora, tables
 from loratools.operations.over_base import compared, depends
-from loratools.operations.side_by_side import side_by_side
-from loratools.operations.to_kind import open_model, shared
+from loratools.operations.working.side_by_side import side_by_side
 from loratools.tensors.source import LocalFile
 
 

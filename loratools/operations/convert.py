@@ -18,16 +18,16 @@ from loratools.formats.registry import ORIGINAL, format_of
 from loratools.formats.render import GROUPS_KEY, Rendered, render, writers
 from loratools.formats.scale_tensor import SCALES_KEY
 from loratools.formats.settle import scaled_in_factors
-from loratools.operations.finite import guarded
-from loratools.operations.language_names import Names, language_names
+from loratools.operations.conversion.language_names import Names, language_names
+from loratools.operations.conversion.pending import Pending
+from loratools.operations.conversion.plan import plan_of
 from loratools.operations.lora import Lora, open_lora, tables
-from loratools.operations.pending import Pending
-from loratools.operations.plan import plan_of
-from loratools.operations.provenance import PROVENANCE_KEY
+from loratools.operations.outputs.finite import guarded
+from loratools.operations.outputs.provenance import PROVENANCE_KEY
 
 if TYPE_CHECKING:
     from loratools.bases.weights import Base
-    from loratools.operations.to_kind import Plain
+    from loratools.operations.conversion.to_kind import Plain
 
 
 def convert(
@@ -92,7 +92,7 @@ def convert(
             source, dropped = _selected(lora.reading.bind(table.id) if table else lora.adapter_set, components)
             plain = None
             if to_kind is not None:
-                from loratools.operations.to_kind import as_lora
+                from loratools.operations.conversion.to_kind import as_lora
 
                 weights = model.of(table) if model else None
                 plain = as_lora(
@@ -177,7 +177,7 @@ def _prepared(
     unsafe_pickle: bool,
 ) -> Base | None:
     """The base model, where one was given, after the options about kinds have been found to go together."""
-    from loratools.operations.to_kind import open_model, require_options
+    from loratools.operations.conversion.to_kind import open_model, require_options
 
     require_options(to, to_kind, rank=rank, error=error, base=base)
     return None if base is None else open_model(base, lora, unsafe_pickle=unsafe_pickle)

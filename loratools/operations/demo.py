@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loratools.operations.demo_chapters import CHAPTERS, COPIES, Chapter
-from loratools.operations.demo_links import BACK, Link, NotHeld, convert_around, same_tensors
-from loratools.operations.demo_made import Made, Say, Size, make_demo
+from loratools.operations.demonstration.chapters import CHAPTERS, COPIES, Chapter
+from loratools.operations.demonstration.links import BACK, Link, NotHeld, convert_around, same_tensors
+from loratools.operations.demonstration.made import Made, Say, Size, make_demo
 from loratools.operations.inspect import Inspection, inspect
 
 

@@ -23,9 +23,9 @@ from loratools.formats.format import Format, Options
 from loratools.formats.opening import Opened, Reference
 from loratools.formats.registry import format_of
 from loratools.model import Target
-from loratools.operations.pending_extraction import PendingExtraction
+from loratools.operations.extraction.pending import PendingExtraction
+from loratools.operations.extraction.wishes import require_matches, wishes
 from loratools.operations.references import open_reference
-from loratools.operations.wishes import require_matches, wishes
 from loratools.tensors.aliased import Aliased
 
 KOHYA_FIRST = ("sd1", "sd2", "sdxl")

@@ -12,7 +12,7 @@ from loratools.errors import LoratoolsError, MalformedFile, UnsafeFile, WrongRol
 from loratools.formats.opening import Opened, Reference
 from loratools.formats.parse import parse
 from loratools.formats.render import recorded_groups
-from loratools.operations.hashes import HASH_KEYS, recomputed
+from loratools.operations.header.hashes import HASH_KEYS, recomputed
 from loratools.operations.references import open_reference
 from loratools.tensors.checksums import Checksums, checksums
 from loratools.tensors.lazy import LazyTensor

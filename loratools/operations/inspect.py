@@ -19,7 +19,7 @@ from loratools.formats.glance import glance
 from loratools.formats.opening import Opened, Part, Reference
 from loratools.formats.parse import Reading, parse
 from loratools.formats.runtimes import loads, runtime_of
-from loratools.operations.producer import base_model, producer, training, trigger_words
+from loratools.operations.header.producer import base_model, producer, training, trigger_words
 from loratools.operations.references import open_reference, remote_reference
 from loratools.tensors.dtypes import nbytes
 

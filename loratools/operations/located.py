@@ -12,8 +12,8 @@ from loratools.formats.opening import Opened, Reference
 from loratools.hub.cards import base_named_by
 from loratools.hub.references import HubReference, hub_reference, is_hub_id, is_remote
 from loratools.hub.snapshot import local_path
+from loratools.operations.header.producer import base_model
 from loratools.operations.lora import Lora
-from loratools.operations.producer import base_model
 
 AUTO = "auto"
 

@@ -18,7 +18,7 @@ from loratools.bases.quantised import unit_key
 from loratools.bases.untying import tie_in
 from loratools.errors import NonFinite, UsageError
 from loratools.operations.located import base_path
-from loratools.operations.merge_matches import (
+from loratools.operations.merging.matches import (
     Weighted,
     opened,
     placed,
@@ -27,11 +27,11 @@ from loratools.operations.merge_matches import (
     shared_architecture,
     weighed,
 )
-from loratools.operations.merge_output import MergeOutput
-from loratools.operations.merge_stacks import results
-from loratools.operations.merging import Merge, MergedLayer, MergePlan
-from loratools.operations.scales import Scales
-from loratools.operations.tied_head import once, untied
+from loratools.operations.merging.output import MergeOutput
+from loratools.operations.merging.result import Merge, MergedLayer, MergePlan
+from loratools.operations.merging.scales import Scales
+from loratools.operations.merging.stacks import results
+from loratools.operations.merging.tied_head import once, untied
 from loratools.tensors.dtypes import DTYPES
 from loratools.tensors.lazy import LazyTensor
 from loratools.tensors.writer import Progress

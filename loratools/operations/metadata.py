@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from loratools.errors import UnsupportedFile, UsageError, nearest
-from loratools.operations.hashes import HASH_KEYS
-from loratools.operations.metadata_edit import Edited, Where, edited, meaning
-from loratools.operations.private import private_keys, stripped
-from loratools.operations.provenance import PROVENANCE_KEY
+from loratools.operations.header.edit import Edited, Where, edited, meaning
+from loratools.operations.header.hashes import HASH_KEYS
+from loratools.operations.header.private import private_keys, stripped
+from loratools.operations.header.triggers import Trigger, triggers
+from loratools.operations.outputs.provenance import PROVENANCE_KEY
 from loratools.operations.references import remote_reference
-from loratools.operations.triggers import Trigger, triggers
 from loratools.tensors.safetensors_file import SafetensorsFile, open_safetensors
 from loratools.tensors.source import TensorSource
 

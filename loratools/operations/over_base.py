@@ -13,7 +13,7 @@ from loratools.adapters.proof import Cluster
 from loratools.adapters.slices import sizes_of
 from loratools.bases.weights import BaseWeights
 from loratools.errors import NonFinite, NotRepresentable, ResourceError
-from loratools.operations.to_kind import require_shape
+from loratools.operations.conversion.to_kind import require_shape
 
 if TYPE_CHECKING:
     import torch

@@ -20,12 +20,12 @@ from loratools.hub.references import HubReference, hub_reference, is_hub_id, is_
 from loratools.hub.upload import Sent, standing_card, upload
 from loratools.operations.adapter_card import Facts, body, front_matter
 from loratools.operations.hash import hash_files
+from loratools.operations.header.private import private_keys, stripped
+from loratools.operations.header.triggers import triggers
 from loratools.operations.located import base_of
 from loratools.operations.lora import Lora, open_lora
 from loratools.operations.metadata import strip_metadata
-from loratools.operations.private import private_keys, stripped
-from loratools.operations.provenance import PROVENANCE_KEY
-from loratools.operations.triggers import triggers
+from loratools.operations.outputs.provenance import PROVENANCE_KEY
 from loratools.tensors.output import TEMPORARY_SUFFIX
 from loratools.tensors.safetensors_file import open_safetensors
 

@@ -14,17 +14,17 @@ from loratools.bases.checkpoint import Checkpoint, open_checkpoint
 from loratools.bases.variants import of_variant, variants_of
 from loratools.errors import ArchitectureMismatch, MalformedFile
 from loratools.hub.cards import card_data
-from loratools.operations.cards import Card
+from loratools.operations.header.producer import trigger_words
 from loratools.operations.located import locate, unweighted
 from loratools.operations.lora import Lora
 from loratools.operations.merge import plan_merge
-from loratools.operations.merge_matches import Weighted, opened
-from loratools.operations.pending_rebuild import PendingRebuild
-from loratools.operations.pipeline_base import pipeline_base
-from loratools.operations.producer import trigger_words
-from loratools.operations.rebuild_output import RebuildOutput, index_of
-from loratools.operations.rebuilt import Rebuild, RebuildPlan
-from loratools.operations.recipes import Ingredient, named_files
+from loratools.operations.merging.matches import Weighted, opened
+from loratools.operations.rebuilding.card import Card
+from loratools.operations.rebuilding.output import RebuildOutput, index_of
+from loratools.operations.rebuilding.pending import PendingRebuild
+from loratools.operations.rebuilding.pipeline_base import pipeline_base
+from loratools.operations.rebuilding.result import Rebuild, RebuildPlan
+from loratools.operations.recipes.record import Ingredient, named_files
 from loratools.tensors.source import LocalFile
 from loratools.tensors.writer import Progress
 

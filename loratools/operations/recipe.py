@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 from loratools.errors import ArchitectureMismatch, MalformedFile, NotRepresentable, PathNotFound, UsageError
 from loratools.formats.configs import parse_json
 from loratools.formats.opening import open_reference, read_config
-from loratools.operations.provenance import PROVENANCE_KEY
-from loratools.operations.recipes import RECIPE
-from loratools.operations.wishes import FULL
+from loratools.operations.extraction.wishes import FULL
+from loratools.operations.outputs.provenance import PROVENANCE_KEY
+from loratools.operations.recipes.record import RECIPE
 from loratools.tensors.checksums import sha256_of
 from loratools.tensors.source import LocalFile
 
 if TYPE_CHECKING:
-    from loratools.operations.recipe_model import Recipe, RecipeInput
+    from loratools.operations.recipes.model import Recipe, RecipeInput
     from loratools.tensors.writer import Progress
 
 _LIMIT = 16 << 20
@@ -52,7 +52,7 @@ def recipe_of(output: str | os.PathLike[str]) -> Recipe:
 
     Raises NotRepresentable where there is no record, or it does not tell which file was which input.
     """
-    from loratools.operations.recipe_model import checked
+    from loratools.operations.recipes.model import checked
 
     place = Path(output)
     if (place / RECIPE).is_file():
@@ -80,7 +80,7 @@ def recipe_of(output: str | os.PathLike[str]) -> Recipe:
 
 def _inputs(operation: str, record: Mapping[str, Any], place: Path) -> list[dict[str, Any]]:
     """The inputs by role; a record lists files, and several files of one input cannot be told from several inputs."""
-    from loratools.operations.recipe_model import ROLES
+    from loratools.operations.recipes.model import ROLES
 
     if operation not in ROLES:
         raise NotRepresentable(f"{operation} has no recipe", path=place, key=PROVENANCE_KEY)
@@ -128,7 +128,7 @@ def _described(place: Path) -> dict[str, Any]:
 
 def read_recipe(path: str | os.PathLike[str]) -> Recipe:
     """A recipe from a .yaml or .json file; raises MalformedFile with the field, and UsageError for wrong parameters."""
-    from loratools.operations.recipe_model import checked
+    from loratools.operations.recipes.model import checked
 
     place = Path(path)
     if place.suffix.lower() not in (".yaml", ".yml", ".json"):
@@ -168,7 +168,7 @@ def run_recipe(
     Inputs are looked for in `folders`, and beside the recipe. Raises PathNotFound for one that is not there,
     ArchitectureMismatch for one with another hash, and what the operation raises.
     """
-    from loratools.operations.recipe_model import Recipe, verb_of
+    from loratools.operations.recipes.model import Recipe, verb_of
 
     home = Path() if isinstance(recipe, Recipe) else Path(recipe).parent
     found = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)

@@ -16,13 +16,13 @@ from loratools.adapters.resize import Resizable
 from loratools.adapters.settings import tuner_of
 from loratools.errors import UsageError
 from loratools.formats.opening import Reference
-from loratools.operations import derived
 from loratools.operations.lora import Lora, open_lora
-from loratools.operations.one_thread import one_thread
-from loratools.operations.output import AdapterOutput
-from loratools.operations.resize_promise import promise
-from loratools.operations.resized import Resized, ResizePlan, ResizeResult
-from loratools.operations.resizing import Resizing
+from loratools.operations.outputs import derived
+from loratools.operations.outputs.files import AdapterOutput
+from loratools.operations.resizing.layers import Resizing
+from loratools.operations.resizing.promise import promise
+from loratools.operations.resizing.result import Resized, ResizePlan, ResizeResult
+from loratools.operations.working.one_thread import one_thread
 from loratools.tensors.writer import Progress
 
 if TYPE_CHECKING:

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loratools.errors import ResourceError, UsageError, nearest
-from loratools.operations.merge_matches import Weighted
-from loratools.operations.validation import Validation
+from loratools.operations.merging.matches import Weighted
+from loratools.operations.validation.result import Validation
 
 if TYPE_CHECKING:
-    from loratools.operations.validate_inputs import Inputs
-    from loratools.operations.validate_pass import Pass, Plan
-    from loratools.operations.validation import Floor
+    from loratools.operations.validation.inputs import Inputs
+    from loratools.operations.validation.one_pass import Pass, Plan
+    from loratools.operations.validation.result import Floor
     from loratools.pipelines.running import Place
 
 ROUTES = ("loaded", "converted", "merged", "extracted")
@@ -76,7 +76,7 @@ def validate(
     Raises UsageError, Unavailable, WrongRole, ArchitectureMismatch, PartialMatch, NotRepresentable (for a format of
     `to`), ResourceError, and what opening, merging and extracting raise.
     """
-    from loratools.operations.validate_inputs import located_inputs, open_inputs
+    from loratools.operations.validation.inputs import located_inputs, open_inputs
     from loratools.pipelines.running import DTYPES, Drawing, Place, require_device
     from loratools.pipelines.schedulers import sampler
 
@@ -127,7 +127,7 @@ def validate(
         }
         result = _judged(plan, place, parameters, skip, progress or (lambda _: None))
     if report is not None:
-        from loratools.operations.validate_report import evidence_of
+        from loratools.operations.validation.report import evidence_of
         from loratools.reports.report import write_report
 
         written = write_report(Path(report), evidence_of(result), overwrite=overwrite)
@@ -172,7 +172,7 @@ def _plan(
     say: Callable[[str], None] | None,
 ) -> Plan:
     """Make the files that routes start from."""
-    from loratools.operations.validate_pass import Plan
+    from loratools.operations.validation.one_pass import Plan
 
     tell = say or (lambda _: None)
     converted: dict[str, list[tuple[Path, float]]] = {}
@@ -208,10 +208,10 @@ def _judged(
     plan: Plan, place: Place, parameters: Mapping[str, Any], skip: Sequence[str], say: Callable[[str], None]
 ) -> Validation:
     """Run the passes, and judge."""
-    from loratools.operations.provenance import InputHashes
-    from loratools.operations.validate_facts import adapter_facts, pipeline_facts, versions
-    from loratools.operations.validate_pass import run_pass
-    from loratools.operations.validate_verdict import Found, controls, routes, verdict
+    from loratools.operations.outputs.provenance import InputHashes
+    from loratools.operations.validation.facts import adapter_facts, pipeline_facts, versions
+    from loratools.operations.validation.one_pass import run_pass
+    from loratools.operations.validation.verdict import Found, controls, routes, verdict
 
     warnings = [text for lora, _ in plan.inputs.given for text in lora.reading.warnings]
     with closing(InputHashes(plan.inputs.hashed)) as hashes:  # they are computed while the routes run
@@ -250,7 +250,7 @@ def _passes(
     run_pass: Callable[..., Pass],
 ) -> tuple[Pass, Pass | None]:
     """The pass that judges, and the one in the dtype that was asked for, where that is another."""
-    from loratools.operations.validate_inputs import float32_bytes
+    from loratools.operations.validation.inputs import float32_bytes
     from loratools.pipelines.room import bytes_free
 
     if place.dtype == "F32":
@@ -275,7 +275,7 @@ def _passes(
 
 def floors_of(judge: Pass, in_dtype: Pass | None) -> Iterator[Floor]:
     """The noise floors of both passes, and between them: the same reference in float32 and in the dtype."""
-    from loratools.operations.validation import Floor
+    from loratools.operations.validation.result import Floor
 
     yield from judge.floors
     if in_dtype is None:

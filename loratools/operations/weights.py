@@ -10,7 +10,7 @@ from typing import Any
 from loratools.adapters.adapter import Adapter
 from loratools.adapters.blame import named
 from loratools.adapters.kind import kind_of
-from loratools.operations.side_by_side import side_by_side
+from loratools.operations.working.side_by_side import side_by_side
 
 _SHOWN = 8
 

@@ -9,10 +9,10 @@ from click.testing import CliRunner
 from loratools.cli import demo as command
 from loratools.cli.main import cli
 from loratools.errors import OutputExists, ResourceError
-from loratools.operations import demo_made
 from loratools.operations.demo import demo
-from loratools.operations.demo_chapters import CHAPTERS
-from loratools.operations.demo_made import make_demo
+from loratools.operations.demonstration import made as demo_made
+from loratools.operations.demonstration.chapters import CHAPTERS
+from loratools.operations.demonstration.made import make_demo
 from loratools.pipelines.blueprints import architectures
 from loratools.pipelines.synthetic import BYTES
 

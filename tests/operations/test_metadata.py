@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 import loratools as lt
 from loratools.errors import NotRepresentable, OutputExists, OutputRefused, UnsupportedFile, UsageError
-from loratools.operations.private import stripped
+from loratools.operations.header.private import stripped
 from tests.files import save
 from tests.operations.making import METADATA, file, same, tensors
 from tests.reliability.invariants import command

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import loratools as lt
 from loratools.cli.main import cli
 from loratools.errors import InternalError, NonFinite, NotRepresentable, UsageError
-from loratools.operations import resizing
+from loratools.operations.resizing import layers as resizing
 from loratools.tensors.lazy import LazyTensor
 from tests.formats import making
 from tests.operations.making import METADATA, MODULES, QUERY, file, same, tensors

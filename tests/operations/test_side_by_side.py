@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from loratools.operations.side_by_side import side_by_side
+from loratools.operations.working.side_by_side import side_by_side
 from loratools.tensors.ahead import Ahead
 from loratools.tensors.lazy import LazyTensor
 

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from loratools.architectures.registry import architecture
 from loratools.errors import ArchitectureMismatch, NonFinite, NotRepresentable, OutputExists, UsageError
+from loratools.operations.conversion.to_kind import KINDS
 from loratools.operations.convert import convert
-from loratools.operations.to_kind import KINDS
 from loratools.pipelines.synthetic import make_pipeline
 from tests.judges import by_lycoris
 from tests.judges.load import deltas_after_diffusers_load

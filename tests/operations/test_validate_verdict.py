@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from loratools.operations.validate_pass import Pass, Seen
-from loratools.operations.validate_stage import Shown
-from loratools.operations.validate_truth import Spot, SpotError
-from loratools.operations.validate_verdict import Found, controls, routes, verdict
-from loratools.operations.validation import EFFECT, LATENTS, MODULES, Control, Floor, Law, Modules, Route, fault
+from loratools.operations.validation.one_pass import Pass, Seen
+from loratools.operations.validation.result import EFFECT, LATENTS, MODULES, Control, Floor, Law, Modules, Route, fault
+from loratools.operations.validation.stage import Shown
+from loratools.operations.validation.truth import Spot, SpotError
+from loratools.operations.validation.verdict import Found, controls, routes, verdict
 from loratools.pipelines.closeness import Closeness, closeness
 from loratools.pipelines.running import Drawn, Place
 
@@ -124,7 +124,7 @@ def test_pictures_alone_never_change_a_verdict():
 
 
 def test_controls_are_seen_in_a_dtype_only_above_twice_its_noise():
-    from loratools.operations.validate_checks import Mistake
+    from loratools.operations.validation.checks import Mistake
 
     def mistaken(latents):
         return [Mistake("scale off by 1 %", "", modules=Modules((spot(0.01, 1.01),)), closeness=Closeness((latents,)))]

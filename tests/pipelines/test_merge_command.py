@@ -5,7 +5,7 @@ import json
 import pytest
 from safetensors.torch import load_file
 
-from loratools.operations.scales import weighted
+from loratools.operations.merging.scales import weighted
 
 
 @pytest.fixture(scope="session")

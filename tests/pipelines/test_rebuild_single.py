@@ -282,7 +282,7 @@ def test_nothing_is_left_where_the_disk_has_no_room_or_the_user_stops(pipeline, 
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("loratools.operations.pending_rebuild.try_folder", stop)
+    monkeypatch.setattr("loratools.operations.rebuilding.pending.try_folder", stop)
     with pytest.raises(KeyboardInterrupt):
         lt.rebuild(single("sd1"), [], tmp_path / "out", config=pipeline("sd1"), arch="sd1")
     assert list(tmp_path.iterdir()) == []

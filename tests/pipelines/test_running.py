@@ -11,9 +11,9 @@ import loratools as lt
 from loratools.architectures.registry import architecture
 from loratools.bases.checkpoint import open_checkpoint
 from loratools.errors import ResourceError, UnsupportedFile, UsageError
-from loratools.operations.validate_stage import Stage
-from loratools.operations.validate_truth import Spot, Truth
-from loratools.operations.validation import MODULES
+from loratools.operations.validation.result import MODULES
+from loratools.operations.validation.stage import Stage
+from loratools.operations.validation.truth import Spot, Truth
 from loratools.pipelines.beside import beside
 from loratools.pipelines.closeness import closeness, relative_error
 from loratools.pipelines.denoiser import denoisers_of, recorded, replay

@@ -9,9 +9,9 @@ from safetensors.torch import load_file, save_file
 import loratools as lt
 from loratools.cli.main import main
 from loratools.errors import NotRepresentable, PathNotFound, UsageError
-from loratools.operations.validate_inputs import Inputs
-from loratools.operations.validate_plan import plan_validate
-from loratools.operations.validation import LATENTS, MODULES
+from loratools.operations.validation.inputs import Inputs
+from loratools.operations.validation.plan import plan_validate
+from loratools.operations.validation.result import LATENTS, MODULES
 from tests.judges import by_kohya, by_lycoris, by_peft
 from tests.pipelines.conftest import EVERY
 

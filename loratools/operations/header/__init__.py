@@ -1,0 +1,1 @@
+"""What the metadata of a file say, and how they are changed."""

@@ -1,0 +1,1 @@
+"""What every verb that writes an adapter shares: files, record and proof."""

@@ -1,0 +1,1 @@
+"""Work shared among threads, and how far it is."""
