@@ -49,8 +49,9 @@ class Rereading:
 
     def __init__(self, path: Path, start: int, *, digest: bool = True) -> None:
         """Without `digest` only parts that were handed over are read; the others are for somebody else to compare."""
-        self._path, self._start = path, start
-        self._parts: SimpleQueue[tuple[int, bytes | None] | None] = SimpleQueue()
+        self._path = path
+        self._parts: SimpleQueue[tuple[int, int, bytes | None] | None] = SimpleQueue()
+        self._at = start
         self._room = threading.Condition()
         self._kept = 0
         self._ended = False
@@ -60,11 +61,14 @@ class Rereading:
 
     def reached(self, stop: int, data: bytes | None) -> None:
         """The writer has written up to `stop`, and the last part is `data` (None: copied by the kernel)."""
+        begin, self._at = self._at, stop
+        if data is None and self._hash is None:
+            return
         if data is not None:
             with self._room:
                 self._room.wait_for(lambda: self._kept < MOST_KEPT or self._ended)
                 self._kept += len(data)
-        self._parts.put((stop, data))
+        self._parts.put((begin, stop, data))
 
     def cancel(self) -> None:
         """Stops at the next piece, without a result."""
@@ -84,12 +88,9 @@ class Rereading:
         descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             buffer = bytearray(CHUNK)
-            at = self._start
             while (part := self._parts.get()) is not None:
-                stop, data = part
-                if data is None and self._hash is None:
-                    at = stop
-                begin = at
+                begin, stop, data = part
+                at = begin
                 while at < stop and not self._cancelled:
                     count = os.preadv(descriptor, [memoryview(buffer)[: stop - at]], at)
                     if not count:
