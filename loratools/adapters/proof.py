@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from loratools.adapters.adapter import Adapter
+from loratools.adapters.bias import STORED, with_bias_as
 from loratools.adapters.difference import difference
 from loratools.adapters.exact import identical, same_product, widened_rank, zero
 from loratools.adapters.kind import delta_of
@@ -107,6 +108,8 @@ def _prove_one(ours: Adapter | None, theirs: Adapter | None, base: torch.Tensor 
             return Proof("exact", 0.0)
         found = difference([one], [], base)
         return Proof("measured", math.inf if found.relative_error else 0.0)
+    if ours.factors.keys() != theirs.factors.keys():
+        ours, theirs = with_bias_as(ours, STORED), with_bias_as(theirs, STORED)
     if identical(ours, theirs):
         return Proof("identical", 0.0)
     if widened_rank(ours, theirs) or widened_rank(theirs, ours) or (zero(ours) and zero(theirs)):

@@ -44,7 +44,7 @@ class Format(NamedTuple):
     beginnings of the keys that its files may hold beside adapters; `strict` says that its reader wants factors of the
     very dimensions that the weight has, which formats with a configuration always do; `absent` is the alpha that a
     layer without one has, its rank where that is None; `weights` is the file's name in a folder; `recorded` says that
-    it is no format but how one file was spelt.
+    it is no format but how one file was spelt; `quiet` leaves out an alpha that makes a scale of 1.
     """
 
     id: str
@@ -59,3 +59,4 @@ class Format(NamedTuple):
     absent: Fraction | None = None
     weights: str = PEFT_WEIGHTS
     recorded: bool = False
+    quiet: bool = False

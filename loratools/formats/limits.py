@@ -23,7 +23,7 @@ _NO_PLACE = {
     "tensor": {
         "skew": "has no place for PEFT's rotation of the inputs (oft_R)",
         "embedding_down": "has no place for an embedding's factors",
-        "up_bias": "has no place for a bias of the up factor (lora_B.bias)",
+        "up_bias": "has no place for a bias of the up factor (lora_B.bias) at another scale than 1: --alpha fold",
     },
     "config": {
         "bias_diff": "has no place for a difference of the bias (diff_b)",
@@ -34,10 +34,14 @@ _NO_PLACE = {
 }
 # the same, by format: what its sort says does not hold for it, and what its reader lacks beyond that
 _OWN_PLACES: Mapping[str, Mapping[str, str | None]] = {
+    "bfl": {**_RESIDUAL, "up_bias": None},
     "comfy": _RESIDUAL,
     "diffusers": {
         "norm_diff": "has no place for a difference of a norm (w_norm), only for a norm whole",
         "norm_bias_diff": "has no place for a difference of a norm's bias (b_norm)",
+    },
+    "kohya": {
+        "replacement": "has no place for a weight that is put in the model's place (control adapters' norms): comfy has"
     },
     "mlx": {
         "singular": "has no place for AdaLoRA's singular values (lora_E)",

@@ -9,7 +9,7 @@ from loratools.adapters.adapter import Adapter, AdapterSet
 from loratools.formats.configs import DIFFUSERS_KEY, Config
 from loratools.formats.parse import Reading
 from loratools.formats.prefixes import prefixes
-from loratools.formats.suffixes import BY_TEXT, cut
+from loratools.formats.suffixes import BY_TEXT, OLD_SET_WEIGHT, cut
 
 Evidence = Literal["run", "read", "reported", "unknown"]
 
@@ -226,13 +226,13 @@ def _sort(item: Adapter, ends: Sequence[str], naming: str, scaled: bool) -> Sort
                 marks |= {"named"} if named.adapter == "default" else {"named", "named otherwise"}
         if row is not None and row.kind and not family:
             family = row.family
-        if end.startswith((".dora_scale", ".lora_magnitude")):
+        if end.startswith((".dora_scale", ".lora_magnitude", OLD_SET_WEIGHT)):
             marks.add(end)
     if ".alpha" in ends:
         marks.add("alpha")
     elif scaled:
         marks.add("alpha elsewhere")
-    marks |= {role for role in ("mid", "input_magnitude") if role in item.factors}
+    marks |= {role for role in ("mid", "input_magnitude", "up_bias") if role in item.factors}
     if item.kind in ("oft", "boft") and item.alpha.value:
         marks.add("constraint")
     component = item.target.component

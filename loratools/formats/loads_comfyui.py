@@ -7,8 +7,10 @@ from typing import NamedTuple
 
 from loratools.architectures.architecture import Architecture, Component
 from loratools.architectures.registry import architecture
+from loratools.formats.control import INPUT, KEYS, MODEL
 from loratools.formats.loading import LOADS, Layer, Subject, Verdict, fails, unknown
 from loratools.formats.loads_rows import Row, by_rows
+from loratools.formats.suffixes import OLD_SET_WEIGHT
 
 NO_MODEL = fails("ComfyUI has no such model", "read")
 NAMES_NOT_KNOWN = unknown("ComfyUI has the model, under names that the tables do not have")
@@ -16,9 +18,26 @@ OTHER_NAMES = fails("left out: not one of the names that it maps for this model"
 OTHER_ENDS = fails("left out: it knows no factors by such names", "read")
 OTHER_TEXT = fails("left out: it maps this text encoder's layers under other names", "read")
 OF_HCP = fails("left out: names of HCP-Diffusion, which no other program reads", "read")
+BARE_NORM = fails(
+    "left out: it takes norms whole only beside BFL's img_in and names, as --to comfy writes them", "read"
+)
+BARE_BIAS = fails("its bias is left out: lora_B.bias is read only beside BFL's img_in and norms", "read")
+OLD_NORM = unknown("read by ComfyUI before February 2026; a later one calls that weight otherwise")
+NEW_NORM = unknown("read by ComfyUI from February 2026 on; an earlier one calls that weight otherwise")
+NOT_WIDENED = unknown("read where the model's input is as wide; nothing tells ComfyUI to widen another's")
 
+OF_BFL = r"^(double_blocks|single_blocks|img_in|txt_in|time_in|vector_in|guidance_in|final_layer)\b"
+# A control adapter of Flux in BFL's names, which it knows by two keys and takes whole.
+CONTROL_ROWS: tuple[Row, ...] = (
+    Row(LOADS, kinds=("norm",), spelt=r"^(double|single)_blocks\..*(query|key)_norm$"),
+    Row(LOADS, kinds=("lora",), families=("kohya", "peft"), unless=("alpha elsewhere",), spelt=OF_BFL),
+)
 ROWS: tuple[Row, ...] = (
     Row(OF_HCP, families=("hcp",)),
+    Row(BARE_NORM, families=("",), kinds=("norm",)),
+    Row(BARE_BIAS, marks=("up_bias",)),
+    Row(OLD_NORM, marks=(OLD_SET_WEIGHT,)),
+    Row(NEW_NORM, families=("comfy",), kinds=("norm",), spelt=r"\.(query|key)_norm$"),
     Row(OTHER_ENDS, families=("", "gguf", "mlx", "stable-cascade")),
     Row(
         unknown("whether it turns by PEFT's rotations of the inputs (oft_R) was not looked into"),
@@ -67,6 +86,7 @@ ALIASES: Mapping[str, tuple[Alias, ...]] = {
     "hunyuan-dit": (Alias("base_model.model.", ""),),
     "kandinsky5": (_COMPONENT, _BARE),
     "krea2": (_BEHIND_PREFIX, _COMPONENT, _LYCORIS, _BARE),
+    "longcat-image": _FLUX,
     "ltx-video": (Alias("", ""),),
     "ltx2": (Alias("", ""),),
     "minimax-h3": (Alias("", ""),),
@@ -106,23 +126,26 @@ def by_comfyui(subject: Subject) -> list[Verdict]:
     if whole is not None:
         return [whole] * len(subject.layers)
     known = architecture(subject.architecture)
+    if known.id == MODEL and set(KEYS) <= set(subject.keys):
+        return by_rows((*CONTROL_ROWS, *ROWS), subject, OTHER_NAMES)
     found = by_rows(ROWS, subject, LOADS)
     own = {part.name: part for part in known.components if part.inside or part is known.denoiser}
     return [
         verdict
         if verdict is not LOADS
-        else _mapped(known, part, layer)
+        else _mapped(known, part, layer, subject)
         if (part := own.get(layer.component)) is not None
         else _text(layer)
         for layer, verdict in zip(subject.layers, found, strict=True)
     ]
 
 
-def _mapped(known: Architecture, part: Component, layer: Layer) -> Verdict:
+def _mapped(known: Architecture, part: Component, layer: Layer, subject: Subject) -> Verdict:
     """Whether a layer of the model itself stands under one of the names that the model is read under."""
     stem = layer.stem.removesuffix("_lora") if layer.sort.family == "attn-procs" else layer.stem
     if stem in _names(known, part, layer):
-        return LOADS
+        narrow = known.id == MODEL and layer.path == INPUT and subject.reading.variants == ("control",)
+        return NOT_WIDENED if narrow and f"{stem}.reshape_weight" not in subject.keys else LOADS
     if known.id == "flux2" and layer.sort.style == "component":
         return FLUX2_NAMES
     return OTHER_NAMES
@@ -131,7 +154,8 @@ def _mapped(known: Architecture, part: Component, layer: Layer) -> Verdict:
 def _names(known: Architecture, part: Component, layer: Layer) -> Iterator[str]:
     """The stems that begin as the layer's own does under which ComfyUI reads this layer, fused as it is."""
     own = part.inside or known.comfy
-    for alias in (*OWN, *ALIASES.get(known.id, ())):
+    others = ALIASES.get(known.id, ())
+    for alias in (*OWN, *others) if layer.sort.native else (*others, *OWN):  # what it was read by, first
         naming = part.naming(alias.naming or own) if layer.stem.startswith(alias.prefix) else None
         placement = naming.at_canonical(layer.path) if naming else None
         if placement is None or placement.paths != layer.adapter.target.paths:

@@ -204,11 +204,10 @@ def _exceptions(item: Adapter, writer: Writer, keys: dict[str, str], shapes: dic
     origin = item.origin
     if origin is None or (writer.stacked and stacked_name(writer.placement(item.target.paths[0]).native)):
         return  # an expert of a parameter has no key of its own
-    given = writer.tensors(item)
-    for role, key in writer.keys(item, item.factors).items():
+    for role, (key, tensor) in writer.by_role(item).items():
         if key != origin.keys[role]:
             keys[key] = origin.keys[role]
-        if given[key].shape != origin.shapes[role]:
+        if tensor.shape != origin.shapes[role]:
             shapes[key] = list(origin.shapes[role])
     if item.alpha.stored is not None and (key := writer.key(item, "alpha")) != origin.keys["alpha"]:
         keys[key] = origin.keys["alpha"]

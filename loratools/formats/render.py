@@ -16,6 +16,7 @@ from loratools.errors import InternalError, NotRepresentable
 from loratools.formats import diffusers, mlx, peft, peft_kinds
 from loratools.formats.alpha_tensor import Stored, alpha_tensor, is_plain
 from loratools.formats.configs import DIFFUSERS_KEY, Config, parse_json
+from loratools.formats.control import as_comfyui_reads, wider_inputs, with_bias_spelt
 from loratools.formats.format import PEFT_WEIGHTS, Format, Options
 from loratools.formats.gguf_names import require_named
 from loratools.formats.language import naming_to_write
@@ -69,6 +70,7 @@ def writers(
     """component → Writer; raises NotRepresentable where the format cannot name a component at all."""
     if adapters.dialect.format == "gguf":
         require_named(adapters)
+    form = as_comfyui_reads(form, adapters)
     found: dict[str, Writer] = {}
     for name in dict.fromkeys(item.target.component for item in adapters.adapters):
         component = architecture.by_name[name] if architecture else None
@@ -109,10 +111,14 @@ def render(
     def native(component: str, path: str) -> Target:
         return by_component[component].target(component, path)
 
+    def spelt(item: Adapter) -> Adapter:
+        suffixes = by_component[item.target.component].spelling.suffixes
+        return with_bias_spelt(finish(item), suffixes, restored=form.recorded)
+
     adapters, restored = with_exact_scales(adapters)
     regrouped = regroup(adapters.adapters, target_of or native, recorded=recorded_groups(adapters))
-    form = diffusers.as_loaded(form, adapters.architectures)
-    kept, lost = holdable([finish(item) for item in regrouped.adapters], form, allow_lossy=allow_lossy)
+    form = as_comfyui_reads(diffusers.as_loaded(form, adapters.architectures), adapters)
+    kept, lost = holdable([spelt(item) for item in regrouped.adapters], form, allow_lossy=allow_lossy)
     tensors: dict[str, dict[str, LazyTensor]] = {}
     placed: list[Adapter] = []
     scales: dict[str, str] = {}
@@ -123,10 +129,10 @@ def render(
         placed += members
         held = tensors.setdefault(component if form.folder else "", {})
         piles = together[component] = piled(members, writer)
-        held.update(piles.tensors(writer))
+        held.update(piles.tensors(writer) | wider_inputs(members, writer, form, adapters.architectures))
         for item in piles.plain:
             found = writer.tensors(item)
-            silent = silent_alpha(item) and (
+            silent = (form.quiet or silent_alpha(item)) and (
                 is_plain(item) or (form.absent is not None and item.alpha.value == form.absent)
             )
             if form.alpha == "tensor" and not silent:

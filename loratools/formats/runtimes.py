@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from loratools.errors import NotRepresentable, UsageError, nearest
+from loratools.formats.limits import refusal
 from loratools.formats.loading import Loading, Subject, Verdict, loading, subject_of
 from loratools.formats.loads_comfyui import by_comfyui, not_in_comfyui
 from loratools.formats.loads_diffusers import LOADED, by_diffusers, not_in_diffusers
@@ -21,7 +22,7 @@ from loratools.formats.loads_others import (
     refused_by_vllm,
 )
 from loratools.formats.parse import Reading
-from loratools.formats.registry import FORMATS
+from loratools.formats.registry import FORMATS, format_of
 
 
 class Runtime(NamedTuple):
@@ -98,7 +99,8 @@ def choose(
     subject = subject_of(reading)
     family = "llm" if subject.architecture.split("-")[0] == "llm" else subject.architecture
     known = {row.id for row in FORMATS}
-    to = next((to for to, only in runtime.formats if to in known and (not only or family in only)), None)
+    fitting = [to for to, only in runtime.formats if to in known and (not only or family in only)]
+    to = next((to for to in fitting[:-1] if _holds(to, subject)), fitting[-1] if fitting else None)
     lacking = runtime.lacks(subject.architecture)
     if to is None or lacking is not None:
         why = f": {lacking.reason.text}" if lacking is not None and lacking.reason is not None else ""
@@ -124,3 +126,12 @@ def choose(
             hint="--allow-lossy leaves it out; --to writes all of it",
         )
     return Choice(to, None, tuple(item for item in present if item in loaded) if left_out else asked)
+
+
+def _holds(to: str, subject: Subject) -> bool:
+    """Whether a format has a place for norms and weights that are put in the model's place, if there are any."""
+    return all(
+        refusal(layer.adapter, format_of(to)) is None
+        for layer in subject.layers
+        if "replacement" in layer.adapter.factors
+    )

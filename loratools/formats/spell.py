@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from math import prod
@@ -16,7 +16,7 @@ from loratools.architectures.llm_namings import LanguageNaming
 from loratools.architectures.naming import Naming, Placement
 from loratools.errors import NotRepresentable
 from loratools.formats.layouts import turned
-from loratools.formats.suffixes import BY_TEXT, SET_WEIGHT
+from loratools.formats.suffixes import BY_TEXT
 from loratools.model import Spelling, Target
 from loratools.tensors.lazy import LazyTensor
 
@@ -65,9 +65,6 @@ class Writer:
     def key(self, adapter: Adapter, role: str) -> str:
         """The key of one factor; raises NotRepresentable where the spelling has no suffix for it."""
         suffix = _own(self.spelling.suffixes, adapter, role) or suffix_of(self.spelling.suffixes, adapter.kind, role)
-        if suffix == SET_WEIGHT:
-            word = self.placement(adapter.target.paths[0]).weight
-            suffix = suffix if word == "weight" else f".{word}{suffix}"  # the key of the weight, but for that word
         if suffix is None:
             raise NotRepresentable(
                 f"{adapter.kind} ({role}) on {adapter.target.name} has no place in this format",
@@ -77,30 +74,25 @@ class Writer:
             )
         return self.stem(adapter.target) + suffix
 
-    def keys(self, adapter: Adapter, roles: Iterable[str]) -> dict[str, str]:
-        """role → key, for several roles of one adapter."""
-        stem = self.stem(adapter.target)
-        suffixes = self.spelling.suffixes
-        return {
-            role: stem + suffix
-            if (suffix := _own(suffixes, adapter, role)) and suffix != SET_WEIGHT
-            else self.key(adapter, role)
-            for role in roles
-        }
-
     def tensors(self, adapter: Adapter) -> dict[str, LazyTensor]:
         """Every factor under its key, in the native layout and the shape this spelling gives it."""
+        return dict(self.by_role(adapter).values())
+
+    def by_role(self, adapter: Adapter) -> dict[str, tuple[str, LazyTensor]]:
+        """Every factor's role → its key and itself, in the native layout and the shape this spelling gives it."""
         placement = self.placement(adapter.target.paths[0])
-        file, stem = (adapter.origin.file, adapter.origin.stem) if adapter.origin else (None, None)
-        factors = turned(kind_of(adapter.kind), adapter.factors, placement, path=file, key=stem, native=False)
+        file, read = (adapter.origin.file, adapter.origin.stem) if adapter.origin else (None, None)
+        factors = turned(kind_of(adapter.kind), adapter.factors, placement, path=file, key=read, native=False)
         factors = self._fitted(adapter, factors)
         convolution = max((len(factors[role].shape) for role in ("down", "up") if role in factors), default=2)
         found = {}
-        start = len(self.stem(adapter.target))
-        for role, key in self.keys(adapter, factors).items():
-            tensor = _magnitude(factors[role], role, key, convolution) if "magnitude" in role else factors[role]
-            row = BY_TEXT.get(key[start:])
-            found[key] = transposed(tensor) if row is not None and row.turned else tensor
+        stem, suffixes = self.stem(adapter.target), self.spelling.suffixes
+        for role, tensor in factors.items():
+            suffix = _own(suffixes, adapter, role)
+            key = stem + suffix if suffix else self.key(adapter, role)
+            row = BY_TEXT.get(key[len(stem) :])
+            spelt = _magnitude(tensor, role, key, convolution) if "magnitude" in role else tensor
+            found[role] = key, transposed(spelt) if row is not None and row.turned else spelt
         return found
 
     def _fitted(self, adapter: Adapter, factors: Mapping[str, LazyTensor]) -> Mapping[str, LazyTensor]:

@@ -30,6 +30,12 @@ class Suffix(NamedTuple):
 SET_WEIGHT = ".set_weight"
 """ComfyUI's word for a weight that it is to put in the place of the model's."""
 
+BFL_NORM = ".scale"
+"""BFL's word for the weight of a norm, which its control adapters hold whole."""
+
+OLD_SET_WEIGHT = BFL_NORM + SET_WEIGHT
+"""The same behind BFL's word: what ComfyUI read before February 2026, when it took to calling that weight `weight`."""
+
 _KOHYA = "kohya"
 _PEFT = "peft"
 _OLD = "diffusers-old"
@@ -107,7 +113,7 @@ SUFFIXES: tuple[Suffix, ...] = (
     Suffix(".___.layer.lora_up.weight", "up", "lora", _HCP),
     Suffix(".___.layer.lora_up.bias", "up_bias", "lora", _HCP),
     Suffix(SET_WEIGHT, "replacement", "full", _COMFY),
-    Suffix(f".scale{SET_WEIGHT}", "replacement", "norm", _COMFY),
+    Suffix(OLD_SET_WEIGHT, "replacement", "norm", _COMFY),
     Suffix(".lora_a", "down", "lora", _MLX, turned=True),
     Suffix(".lora_b", "up", "lora", _MLX, turned=True),
     Suffix(".weight.lora_a", "down", "lora", _GGUF),
@@ -189,6 +195,9 @@ _MLX_WRITES = _family(_MLX) | {f"lora.{row.role}": text for text, row in _OF_EMB
 WRITTEN: Mapping[str, Mapping[str, str]] = {
     "kohya": _KOHYA_WRITES,
     "comfy": _KOHYA_WRITES | {"full.replacement": SET_WEIGHT, "norm.replacement": SET_WEIGHT},
+    "bfl": _KOHYA_WRITES
+    | {name: text for name, text in _family(_PEFT).items() if name in ("lora.down", "lora.up", "lora.up_bias")}
+    | {"full.replacement": SET_WEIGHT, "norm.replacement": BFL_NORM},
     "peft": _family(_PEFT)
     | {"adalora.down": ".lora_A", "adalora.up": ".lora_B"}  # bare parameters there, two layers in a LoRA
     | {name: text for name, text in _family(_KOHYA).items() if name.startswith(("loha.", "lokr."))},

@@ -50,7 +50,7 @@ def test_control_adapters_are_read_as_diffusers_reads_them(control, tmp_path):
     assert torch.equal(ours.pop(down), control[f"{SWAPPED}.lora_A.weight"])
     assert_same_tensors(ours, theirs)
     assert_same_tensors(load_file(converted(out, "original", tmp_path / "back.safetensors")), control)
-    with pytest.raises(NotRepresentable, match="bias of the up factor"):
+    with pytest.raises(NotRepresentable, match="in the model's place"):
         loratools.convert(source, to="kohya")
 
 
@@ -67,9 +67,58 @@ def test_a_norm_that_is_put_in_its_place_changes_the_bases_to_itself(tmp_path):
         delta_of(norm)
     for to in ("comfy", "diffusers"):
         assert_round_trip(tmp_path / "in.safetensors", [to], tmp_path / to, arch="flux1")
-    assert "diffusion_model.double_blocks.0.img_attn.norm.query_norm.scale.set_weight" in read(
+    assert "diffusion_model.double_blocks.0.img_attn.norm.query_norm.set_weight" in read(
         tmp_path / "comfy" / "step0.safetensors"
     )
+
+
+def test_comfyui_gets_control_adapters_in_the_names_it_knows_them_by(control, tmp_path):
+    source = write(control, tmp_path / "in.safetensors")
+    named = converted(source, "diffusers", tmp_path / "named.safetensors")
+    for at, file in enumerate((source, named)):
+        assert_same_tensors(load_file(converted(file, "comfy", tmp_path / f"{at}.safetensors")), control)
+    answers = [loratools.inspect(file).document["loaders"]["comfyui"] for file in (source, named)]
+    assert (answers[0]["loaded"], answers[0]["reasons"]) == (answers[0]["of"], [])
+    # Run with ComfyUI's own functions: of diffusers' names it takes the factors alone, and no img_in of another width.
+    norms = sum(key.endswith(".scale") for key in control)
+    assert answers[1]["loaded"] == 0
+    assert {reason["count"] for reason in answers[1]["reasons"]} == {norms, answers[1]["of"] - norms}
+    assert loratools.convert(named, runtime="comfyui").plan.format == "comfy"
+
+
+def part(control, *, alpha=None):
+    """Two layers of a control adapter, which nothing marks as one, and how wide its input is."""
+    names = ("img_in", "double_blocks.0.img_attn.proj")
+    held = {key: tensor for key, tensor in control.items() if key.startswith(names)}
+    return held | ({f"{name}.alpha": torch.tensor(float(alpha)) for name in names} if alpha else {})
+
+
+@pytest.mark.parametrize(("to", "prefix"), [("comfy", "diffusion_model."), ("kohya", "lora_unet_")])
+def test_a_bias_that_nothing_scales_is_a_difference_of_the_bias(to, prefix, control, tmp_path):
+    source = write(part(control), tmp_path / "in.safetensors")
+    out = converted(source, to, tmp_path / "out.safetensors", arch="flux1")
+    written = load_file(out)
+    for native in ("img_in", "double_blocks.0.img_attn.proj"):
+        stem = prefix + (native.replace(".", "_") if to == "kohya" else native)
+        assert torch.equal(written[f"{stem}.diff_b"], control[f"{native}.lora_B.bias"])
+        assert torch.equal(written[f"{stem}.lora_up.weight"], control[f"{native}.lora_B.weight"])
+    assert written[f"{prefix}img_in.reshape_weight"].tolist() == [3072, 128]
+    assert not any("reshape_weight" in key and "img_in" not in key for key in written)
+    answer = loratools.inspect(out, arch="flux1").document["loaders"]["comfyui"]
+    assert (answer["loaded"], answer["of"], answer["reasons"]) == (2, 2, [])
+    assert_same_tensors(
+        load_file(converted(out, "original", tmp_path / "back.safetensors", arch="flux1")), part(control)
+    )
+
+
+def test_a_bias_that_a_scale_multiplies_is_folded_or_refused(control, tmp_path):
+    source = write(part(control, alpha=1), tmp_path / "in.safetensors")
+    with pytest.raises(NotRepresentable, match="--alpha fold"):
+        loratools.convert(source, to="comfy", arch="flux1")
+    out = tmp_path / "out.safetensors"
+    loratools.convert(source, to="comfy", arch="flux1", alpha="fold").save(out)
+    bias = load_file(out)["diffusion_model.img_in.diff_b"]
+    assert torch.equal(bias.double(), control["img_in.lora_B.bias"].double() / 2)
 
 
 def test_norms_of_other_models_have_no_loader_that_puts_them_in_their_place(tmp_path):
