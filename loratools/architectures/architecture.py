@@ -70,6 +70,11 @@ class Architecture(NamedTuple):
         return {component.name: component for component in self.components}
 
     @property
+    def words(self) -> tuple[str, ...]:
+        """What it is called: its id, its title, and what trainers write."""
+        return (self.id, self.title, *self.specification, *self.base_versions)
+
+    @property
     def denoiser(self) -> Component:
         """The first component: the model that a LoRA without a prefix is about."""
         return self.components[0]

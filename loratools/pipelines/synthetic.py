@@ -36,8 +36,8 @@ def make_pipeline(
     variant: str | None = None,
     single_file: str | os.PathLike[str] | None = None,
 ) -> Path:
-    """Write a pipeline of `architecture` (sd1, wan2.1, …: `demo --help` lists them) with random weights to `folder`;
-    return the folder.
+    """Write a pipeline of `architecture` (sd1, wan2.1, …: `demo --help` lists them, and `wan` will do) with random
+    weights to `folder`; return the folder.
 
     `size` is "tiny" (the real block layout with narrow layers, mostly for 64 × 64 pixels) or "full" (the published
     configuration: sd1, sd2, sdxl, flux1). `DiffusionPipeline.from_pretrained(folder)` loads it without a network;
@@ -52,8 +52,8 @@ def make_pipeline(
     plan = blueprint(architecture, size)
     if dtype not in BYTES:
         raise UsageError(f"{dtype!r} is no dtype; there are {', '.join(BYTES)}", hint=nearest(dtype, BYTES))
-    if single_file is not None and architecture not in SINGLE_FILES:
-        raise UnsupportedFile(f"{architecture} has no single-file naming", hint=f"one of {', '.join(SINGLE_FILES)}")
+    if single_file is not None and plan.name not in SINGLE_FILES:
+        raise UnsupportedFile(f"{plan.name} has no single-file naming", hint=f"one of {', '.join(SINGLE_FILES)}")
     require_device(device)
     out = Path(folder)
     guard_folder(out, (), overwrite=False)
@@ -73,7 +73,7 @@ def make_pipeline(
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     if single_file is not None:
-        export_single_file(out, Path(single_file), architecture)
+        export_single_file(out, Path(single_file), plan.name)
     return out
 
 

@@ -6,6 +6,7 @@ import os
 import pytest
 from click.testing import CliRunner
 
+from loratools.architectures.registry import ARCHITECTURES
 from loratools.cli import demo as command
 from loratools.cli.main import cli
 from loratools.errors import OutputExists, ResourceError
@@ -13,7 +14,8 @@ from loratools.operations.demo import demo
 from loratools.operations.demonstration import made as demo_made
 from loratools.operations.demonstration.chapters import CHAPTERS
 from loratools.operations.demonstration.made import make_demo
-from loratools.pipelines.blueprints import architectures
+from loratools.pipelines.blueprints import architectures, blueprint
+from loratools.pipelines.blueprints_tiny import TINY
 from loratools.pipelines.synthetic import BYTES
 
 
@@ -36,6 +38,36 @@ def test_make_makes_its_things_and_stops(architecture, things, tmp_path):
     assert {row["file"]: row["size"] for row in document["files"]} == {
         name: size(tmp_path / "new" / name) for name in things
     }
+
+
+def test_a_word_that_one_pipeline_is_called_by_makes_that_one_and_says_so(tmp_path):
+    done = CliRunner().invoke(cli, ["demo", "--make", "--keep", str(tmp_path / "new"), "--architecture", "Wan"])
+    assert done.exit_code == 0, done.output
+    assert "Wan is taken to mean wan2.1" in done.stderr
+    assert json.loads((tmp_path / "new" / "pipeline" / "model_index.json").read_text())["_class_name"] == "WanPipeline"
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [("sd", ["sd1", "sd2", "sd3", "sdxl"]), ("ltx2", ["ltx-video", "no tiny"]), ("z-imagine", ["'z-image'"])],
+)
+def test_a_word_that_means_several_pipelines_or_none_is_a_usage_error_that_names_them(word, said, tmp_path):
+    done = CliRunner().invoke(cli, ["demo", "--keep", str(tmp_path / "new"), "--architecture", word, "--json"])
+    assert done.exit_code == 2
+    assert all(name in done.stdout for name in said)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", architectures())
+def test_a_pipeline_is_found_by_every_word_that_its_architecture_alone_is_called_by(name):
+    known = [row for row in ARCHITECTURES if any(plan.architecture == row.id for plan in TINY)]
+    plan = blueprint(name)
+    mine = {word.lower() for row in known if row.id == plan.architecture for word in row.words}
+    others = {word.lower() for row in ARCHITECTURES if row.id != plan.architecture for word in row.words}
+    assert mine
+    for word in mine - others:
+        assert blueprint(word).architecture == plan.architecture
+        assert blueprint(word.upper().replace("-", "_")).architecture == plan.architecture
 
 
 def test_make_without_a_place_to_keep_is_a_usage_error(run):

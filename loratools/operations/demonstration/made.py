@@ -6,11 +6,13 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from loratools.architectures.registry import architecture as table
 from loratools.errors import OutputExists, OutputRefused
+from loratools.operations.lora import Lora, open_lora
 from loratools.pipelines.adapters import adapted, make_demo_adapter
 from loratools.pipelines.blueprints import blueprint
 from loratools.pipelines.parts import Blueprint
@@ -26,7 +28,7 @@ DTYPES = {"tiny": "float32", "full": "float16"}
 """The dtype of the weights where none is asked for."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Made:
     """The things a demo begins with, in `folder`; `plan` is the pipeline's blueprint; `single_file` is None where the
     architecture has none; `sizes` are their names and bytes.
@@ -45,6 +47,11 @@ class Made:
     def architecture(self) -> str:
         """The id of the pipeline's architecture."""
         return self.plan.architecture
+
+    @cached_property
+    def adapter(self) -> Lora:
+        """The LoRA, read once for all that is done with it."""
+        return open_lora(self.lora, arch=self.architecture)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON document: what was made, and the bytes of each thing."""
@@ -78,13 +85,15 @@ def make_demo(
     """
     say = report or (lambda _: None)
     kind = dtype or DTYPES.get(size, "float32")
-    weights = pipeline_size(architecture, size, kind)
+    plan = blueprint(architecture, size)
+    if plan.name != architecture:
+        say(f"{architecture} is taken to mean {plan.name}")
+    weights = pipeline_size(plan.name, size, kind)
     out = Path(folder)
     place = _place(out)
-    single = out / "single.safetensors" if architecture in SINGLE_FILES else None
+    single = out / "single.safetensors" if plan.name in SINGLE_FILES else None
     total = sum(weights.values())
     needed = total * (copies + (1 if single is None else 2))
-    plan = blueprint(architecture, size)
     title = " ".join((table(plan.architecture).title, *filter(None, [plan.variant])))
     if size == "full":
         parts = ", ".join(f"{name} {_gigabytes(count)}" for name, count in weights.items())
@@ -98,7 +107,7 @@ def make_demo(
         beside = "" if single is None else ", as a folder and as a single file"
         say(f"making a {adjective} {title} pipeline with random weights{beside}")
         pipeline = make_pipeline(
-            architecture, out / "pipeline", size=size, seed=seed, dtype=kind, device=device, single_file=single
+            plan.name, out / "pipeline", size=size, seed=seed, dtype=kind, device=device, single_file=single
         )
         changed = " and ".join(adapted(pipeline))
         say(f"making a LoRA for its {changed} with peft, saved by diffusers: mixed ranks and alphas")
