@@ -19,10 +19,28 @@ from loratools.operations.merging.scales import weighted
 _FIELD = re.compile(r"\{([^{}]*)\}")
 
 
+class Twin(NamedTuple):
+    """An item that is done, and an item that is to be done and holds the same: what is known of both.
+
+    `output` is the done one's, with its size, time (ns) and SHA-256 as it was made; `document` is the JSON text of what
+    was printed. `names` are those of both items' input files as records have them, `files` all that was read for both.
+    """
+
+    source: str
+    output: str
+    size: int
+    time: int
+    sha256: str
+    document: str
+    names: tuple[tuple[str, ...], tuple[str, ...]]
+    files: tuple[tuple[str, int, int], ...]
+
+
 class Item(NamedTuple):
     """One command: its number in the manifest, its words, its output if it writes one, and the first input's path.
 
     `begun` says that it was begun before, when nothing stood where its output goes: what stands there now is its own.
+    `identify` asks for the identity of its adapters alone; with a `twin` its output is a copy, if that will do.
     """
 
     number: int
@@ -31,6 +49,8 @@ class Item(NamedTuple):
     output: str | None
     source: str
     begun: bool = False
+    identify: bool = False
+    twin: Twin | None = None
 
 
 def items(

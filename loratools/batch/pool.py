@@ -12,8 +12,8 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+from loratools.batch.answer import Answer
 from loratools.batch.items import Item
-from loratools.batch.state import Answer
 from loratools.batch.worker import Limits, work
 from loratools.errors import InternalError, ResourceError
 from loratools.tensors.output import TEMPORARY_SUFFIX
@@ -87,6 +87,7 @@ class Pool:
         Raises ResourceError where workers do nothing but die.
         """
         source, again = iter(todo), deque[Item]()
+        self._pace = CHUNK_SECONDS  # what came before was other work
         while True:
             self._employ(source, again)
             if not self._workers:

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple, Self
 
+from loratools.batch.answer import Answer
 from loratools.batch.items import Item
 from loratools.batch.pool import CHUNK_SECONDS, HOPELESS, LARGEST_CHUNK, Event, died
-from loratools.batch.state import Answer
 from loratools.batch.worker import Limits, answer, loaded
 from loratools.errors import ResourceError, Unavailable, UnsupportedFile
 
@@ -95,6 +95,7 @@ class RayPool:
     def run(self, todo: Iterable[Item]) -> Iterator[Event]:
         """Every item's event, as `Pool.run` gives them."""
         source, singly = iter(todo), deque[Item]()
+        self._pace = CHUNK_SECONDS  # what came before was other work
         while True:
             self._employ(source, singly)
             if not self._calls and not (singly and self._starting):

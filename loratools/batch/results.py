@@ -59,9 +59,9 @@ def _parquet(path: Path, staged: Path, rows: Iterable[dict[str, Any]]) -> int:
     pyarrow = _pyarrow(path)
     kinds = {
         "number": pyarrow.int64(), "attempts": pyarrow.int32(), "exit_code": pyarrow.int32(),
-        "seconds": pyarrow.float64(),
+        "seconds": pyarrow.float64(), "same_as": pyarrow.int64(), "copied": pyarrow.bool_(),
     }  # fmt: skip
-    texts = ("source", "output", "state", "code", "message", "output_sha256", "document")
+    texts = ("source", "output", "state", "code", "message", "output_sha256", "fingerprint", "document")
     schema = pyarrow.schema([*kinds.items(), *((name, pyarrow.string()) for name in texts)])
     count = 0
     with pyarrow.parquet.ParquetWriter(staged, schema) as writer:

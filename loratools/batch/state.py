@@ -10,8 +10,10 @@ import time
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
+from loratools.batch.answer import Answer, standing
+from loratools.batch.identities import ALL, IDENTITY, TOLD, Identities
 from loratools.batch.items import Item
 from loratools.errors import MalformedFile, ResourceError, UsageError
 
@@ -27,17 +29,6 @@ CREATE TABLE IF NOT EXISTS item (
 );
 CREATE INDEX IF NOT EXISTS item_state ON item (state, number);
 """
-
-
-class Answer(NamedTuple):
-    """How an item ended: its exit code, the document that it printed, its seconds, and its output as it stands."""
-
-    exit_code: int
-    document: dict[str, Any]
-    seconds: float
-    output_size: int | None = None
-    output_time: int | None = None
-    output_sha256: str | None = None
 
 
 class State:
@@ -59,10 +50,12 @@ class State:
             self._base.execute("PRAGMA journal_mode=WAL")
             self._base.execute("PRAGMA synchronous=FULL")
             self._base.executescript(_SCHEMA)
+            self.identities = Identities(self._base)
         except sqlite3.DatabaseError as error:
             os.close(self._lock)
             raise MalformedFile(f"this is no state of a batch: {error}", path=path) from error
         self._waiting: list[tuple[Any, ...]] = []
+        self._copied: list[tuple[bool, int]] = []
         self._committed = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -126,13 +119,17 @@ class State:
         given = (attempts,) if not again else (1, 1)
         self._base.execute(f"UPDATE item SET state = 'todo' WHERE state = 'failed' AND {passing}", given)  # noqa: S608
 
-    def todo(self, shard: tuple[int, int] = (1, 1)) -> Iterator[Item]:
-        """Items to do, in order, a page at a time; `shard` (i, n) takes every n-th."""
+    def todo(self, shard: tuple[int, int] = (1, 1), *, which: str = ALL) -> Iterator[Item]:
+        """Items to do, in order, a page at a time; `shard` (i, n) takes every n-th.
+
+        `which` of them: ALL, FIRSTS alone, or COPIES, whose identity an item before them has, too.
+        """
         last = -1
         while True:
             page = self._base.execute(
-                "SELECT number, key, words, output, source, state = 'begun' FROM item "
-                "WHERE state IN ('todo', 'begun') AND number > ? AND number % ? = ? ORDER BY number LIMIT ?",
+                "SELECT number, key, words, output, source, state = 'begun' FROM item "  # noqa: S608
+                f"WHERE state IN ('todo', 'begun') AND number > ? AND number % ? = ? AND {which} "
+                "ORDER BY number LIMIT ?",
                 (last, shard[1], shard[0] - 1, _PAGE),
             ).fetchall()
             if not page:
@@ -167,6 +164,7 @@ class State:
             document.get("message") if failed else None, answer.seconds, answer.output_size, answer.output_time,
             answer.output_sha256, zlib.compress(json.dumps(document).encode(), 1), number,
         ))  # fmt: skip
+        self._copied.append((answer.copied, number))
         if len(self._waiting) >= _COMMIT_ITEMS or time.monotonic() - self._committed > _COMMIT_SECONDS:
             self.flush()
 
@@ -179,8 +177,10 @@ class State:
                 "output_size = ?, output_time = ?, output_sha256 = ?, document = ? WHERE number = ?",
                 self._waiting,
             )
+            self.identities.mark_copied(self._copied)
             self._base.execute("COMMIT")
             self._waiting.clear()
+            self._copied.clear()
         self._committed = time.monotonic()
 
     def counts(self, shard: tuple[int, int] = (1, 1)) -> dict[str, int]:
@@ -202,14 +202,16 @@ class State:
     def results(self) -> Iterator[dict[str, Any]]:
         """What is known of every item that has ended, in the manifest's order."""
         cursor = self._base.execute(
-            "SELECT number, source, output, state, attempts, exit_code, code, message, seconds, output_sha256, "
-            "document FROM item WHERE state IN ('done', 'failed') ORDER BY number"
+            "SELECT number, source, output, state, attempts, exit_code, code, message, seconds, output_sha256, "  # noqa: S608
+            f"{TOLD}, document FROM item LEFT JOIN {IDENTITY} USING (number) "
+            "WHERE state IN ('done', 'failed') ORDER BY number"
         )
         columns = [column[0] for column in cursor.description]
         for row in cursor:
             found = dict(zip(columns, row, strict=True))
             found["document"] = json.loads(zlib.decompress(found["document"]))
             found["source"] = json.loads(found["source"])
+            found["copied"] = bool(found["copied"])
             found["output"] = None if found["output"] is None else json.loads(found["output"])
             yield found
 
@@ -217,15 +219,3 @@ class State:
 def _text(name: str | None) -> str | None:
     """A path as SQLite can hold it: names need not be text in any encoding."""
     return None if name is None else json.dumps(name)
-
-
-def standing(output: Path) -> tuple[int | None, int | None]:
-    """The size of an output and when it was last changed (ns): of all files, for a folder; None where it is missing."""
-    try:
-        if output.is_dir():
-            files = [item.stat() for item in sorted(output.rglob("*")) if item.is_file()]
-        else:
-            files = [output.stat()]
-    except OSError:
-        return None, None
-    return sum(item.st_size for item in files), max((item.st_mtime_ns for item in files), default=0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import os
 import resource
@@ -14,11 +13,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from loratools.batch.answer import Answer, sha256_of_output, standing
+from loratools.batch.copies import copied
+from loratools.batch.identity import identity
 from loratools.batch.items import Item
-from loratools.batch.state import Answer, standing
 from loratools.errors import ResourceError
 from loratools.hub.references import is_remote
-from loratools.tensors.checksums import sha256_of
 
 Runner = Callable[[Sequence[str]], tuple[int, dict[str, Any]]]
 
@@ -64,23 +64,17 @@ def answer(item: Item, run: Runner, limits: Limits) -> Answer:
     if size is not None and limits.size is not None and size > limits.size:
         error = ResourceError(f"{size} bytes are more than the limit of {limits.size}", path=item.source)
         return Answer(error.exit_code, {**error.to_dict(), "code": "too-large"}, 0.0)
+    if item.identify:
+        return Answer(0, identity(item.words).to_dict(), time.monotonic() - started)
+    copy = copied(item)
+    if copy is not None:
+        return copy._replace(seconds=time.monotonic() - started)
     code, document = run([*item.words, "--overwrite"] if item.begun else item.words)
     if code or item.output is None:
         return Answer(code, document, time.monotonic() - started)
     place = Path(item.output)
     stands = standing(place)
-    return Answer(code, document, time.monotonic() - started, *stands, _sha256(place))
-
-
-def _sha256(place: Path) -> str:
-    """The SHA-256 of a file; of the names and SHA-256 of a folder's files, in order, for a folder."""
-    if not place.is_dir():
-        return sha256_of(place)
-    digest = hashlib.sha256()
-    for item in sorted(place.rglob("*")):
-        if item.is_file():
-            digest.update(f"{item.relative_to(place).as_posix()}\0{sha256_of(item)}\n".encode())
-    return digest.hexdigest()
+    return Answer(code, document, time.monotonic() - started, *stands, sha256_of_output(place))
 
 
 def _size(source: str) -> int | None:

@@ -35,6 +35,7 @@ MEGABYTE = 1_000_000
 )
 @click.option("--ray-address", metavar="ADDRESS", help="A running Ray cluster; without it one is started here.")
 @click.option("--shard", metavar="I/N", help="Every N-th item, from the I-th on: one of N machines' part.")
+@click.option("--deduplicate", is_flag=True, help="Hash adapters first; do those that are the same once, and copy.")
 @click.option("--retry", is_flag=True, help="Try what failed once more.")
 @click.option("--time-limit", type=click.FloatRange(0.1), metavar="SECONDS", help="For one item.")
 @click.option("--memory-limit", type=click.IntRange(64), metavar="MB", help="For one item.")
@@ -48,13 +49,20 @@ def command(verb: str, manifest: str, words: tuple[str, ...], manner: Manner, **
     lora; pipeline and lora; --OPTION for one row), a .txt file of paths, a folder, a quoted pattern, or hf://owner/name
     or hf://owner for the adapters there. Each item ends as the command alone would, with its document or its error;
     none stops the others. Whatever stops the run, the same command goes on where it was. Exit code 1: items failed.
+
+    --deduplicate is for convert, merge and resize. Items whose files, options and base are the same are done once; the
+    output of another has the bytes that the command alone would have written: it is a hard link to the first one's, or,
+    as records name their input files, the same tensors under its own record (of merges only where the names are equal).
+    An adapter that is the same by its fingerprint, but in another spelling or with other metadata, would become another
+    file: it is done by itself, and its row names the first (same_as).
     """
     from loratools.batch.batch import Batch
     from loratools.batch.worker import Limits
 
     _check_words(verb, words)
     limits = Limits(how["time_limit"], _bytes(how["memory_limit"]), _bytes(how["size_limit"]))
-    with _Progress(verb, quiet=manner.quiet) as progress:
+    quiet = manner.quiet
+    with _Hashed(verb, quiet=quiet) as identified, _Progress(verb, quiet=quiet) as progress:
         done = Batch(
             verb=verb,
             manifest=manifest,
@@ -70,6 +78,8 @@ def command(verb: str, manifest: str, words: tuple[str, ...], manner: Manner, **
             engine=how["engine"],
             ray_address=how["ray_address"],
             progress=progress,
+            deduplicate=how["deduplicate"],
+            identified=identified,
         ).run()
     emit(done.to_dict(), manner, view)
     if done.failed:
@@ -112,6 +122,25 @@ def _shard(text: str | None) -> tuple[int, int]:
     return int(index), int(count)
 
 
+class _Hashed(Line):
+    """Items whose adapters are hashed, with rate and time left."""
+
+    def __init__(self, verb: str, *, quiet: bool) -> None:
+        super().__init__(quiet=quiet)
+        self.verb = verb
+
+    def __call__(self, done: int, total: int) -> None:
+        """`done` of `total` items are hashed."""
+        self.show(
+            done,
+            total,
+            lambda seconds: (
+                f"batch {self.verb}: {done:,} of {total:,} hashed, {done / seconds:,.1f}/s, "
+                f"{human_duration((total - done) * seconds / done)} left"
+            ),
+        )
+
+
 class _Progress(Line):
     """Items done, with rate, failures and time left."""
 
@@ -142,6 +171,7 @@ def view(page: Page, document: Document, manner: Manner) -> None:  # noqa: ARG00
         [
             ("failed", f"{document['failed']:,}"),
             ("worked on in this run", f"{document['worked']:,} ({document['seconds']:.1f} s, {rate:,.1f} a second)"),
+            ("copied", f"{document['copied']:,}" if document["copied"] else None),
             ("state", document["state"]),
             ("results", document["results"]),
         ]

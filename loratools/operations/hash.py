@@ -112,6 +112,11 @@ def hash_files(reference: Reference, *, arch: str | None = None, unsafe_pickle: 
     return Hashes(opened.name, files, print_, of, (*stale, *warnings))
 
 
+def fingerprint_of(opened: Opened) -> str:
+    """The content fingerprint of what is opened; raises what reading does."""
+    return _fingerprint(opened, None)[0]
+
+
 def _of_file(file: LocalFile, source: TensorSource | None) -> FileHashes:
     payload = None
     if file.name.endswith(".safetensors"):
