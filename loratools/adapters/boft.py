@@ -6,7 +6,7 @@ Stage i takes the rows, exchanges the two innermost of (c, 2, 2ⁱ·b/2), rotate
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,6 @@ from loratools.adapters.factors import (
     Role,
     Settings,
     agree,
-    could_be,
     fitted,
     load,
     needs_base,
@@ -27,6 +26,7 @@ from loratools.adapters.factors import (
     whole,
 )
 from loratools.adapters.rotation import cayley, rescaled
+from loratools.adapters.traits import OverBase
 from loratools.model import Scale
 from loratools.tensors.lazy import LazyTensor
 
@@ -36,30 +36,12 @@ if TYPE_CHECKING:
 WHY = "its butterfly mixes all rows"
 
 
-class BOFT:
+class BOFT(OverBase):
     """blocks [m, k, b, b] and rescale [out]."""
 
     name = "boft"
     roles = (Role("blocks", required=True), Role("rescale", rows=True))
-    product: tuple[str, ...] = ()
-    biases: tuple[str, ...] = ()
     constrained = True
-
-    def identify(self, present: Collection[str]) -> bool:
-        """Whether these roles could be a BOFT's (4-D blocks; 3-D ones are an OFT's)."""
-        return could_be(self.roles, present)
-
-    def kinds(self, factors: Factors) -> tuple[str, ...]:
-        """The word boft."""
-        return (self.name,)
-
-    def needs_base(self, factors: Factors) -> bool:
-        """Always: the base is what is rotated."""
-        return True
-
-    def rank(self, factors: Factors) -> int | None:
-        """None: alpha is a constraint here."""
-        return None
 
     def weight_shape(self, factors: Factors) -> tuple[int | None, ...] | None:
         """(k·b, None)."""

@@ -8,14 +8,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from loratools.adapters.adapter import Adapter
-from loratools.adapters.blame import named
+from loratools.adapters.blame import finite, named
 from loratools.adapters.dora import MAGNITUDES
 from loratools.adapters.factors import load, needs_base
 from loratools.adapters.kind import bias_delta_of, constraint_of, delta_of, kind_of, strength_of
 from loratools.adapters.lora import LORA
 from loratools.adapters.residual import RESIDUAL
 from loratools.adapters.settings import beyond_scale
-from loratools.errors import ArchitectureMismatch, NonFinite, ResourceError
+from loratools.errors import ArchitectureMismatch, ResourceError
 
 if TYPE_CHECKING:
     import torch
@@ -103,8 +103,8 @@ def _through_cores(a: Sequence[Adapter], b: Sequence[Adapter]) -> Difference:
     for item in (*a, *b):
         with named(item):
             left, right = LORA.low_rank(_plain(item).factors, "float64")
-        lefts.append(_finite(left * float(strength_of(item)), item))
-        rights.append(_finite(right, item))
+        lefts.append(finite(left * float(strength_of(item)), item))
+        rights.append(finite(right, item))
     if not lefts:
         return _judged(0.0, 0.0, 0.0, 0.0)
     if len({(left.shape[0], right.shape[1]) for left, right in zip(lefts, rights, strict=True)}) > 1:
@@ -151,7 +151,7 @@ def _sum(side: Sequence[Adapter], base: torch.Tensor | None) -> torch.Tensor | N
                 limit=DENSE_LIMIT,
             )
         with named(item):
-            delta = _finite(delta_of(plain, base, dtype="float64"), item)
+            delta = finite(delta_of(plain, base, dtype="float64"), item)
         total = delta if total is None else total + delta.reshape(total.shape)
     return total
 
@@ -170,7 +170,7 @@ def _by_factor(a: Sequence[Adapter], b: Sequence[Adapter]) -> Difference:
     worst = _judged(0.0, 0.0, 0.0, 0.0)
     for role in sides[0]:
         left, right = (
-            _finite(load(side[role], "float64").reshape(-1), item[0]) for side, item in zip(sides, (a, b), strict=True)
+            finite(load(side[role], "float64").reshape(-1), item[0]) for side, item in zip(sides, (a, b), strict=True)
         )
         found = _of_pair(left, right)
         worst = max(worst, found, key=lambda item: (item.relative_error, item.norm_a))
@@ -209,7 +209,7 @@ def _bias(side: Sequence[Adapter]) -> torch.Tensor | None:
     for item in side:
         bias = bias_delta_of(item, dtype="float64")
         if bias is not None:
-            total = _finite(bias, item) if total is None else total + _finite(bias, item)
+            total = finite(bias, item) if total is None else total + finite(bias, item)
     return total
 
 
@@ -217,20 +217,4 @@ def _magnitude(side: Sequence[Adapter], role: str) -> torch.Tensor | None:
     found = [item for item in side if role in item.factors]
     if len(found) > 1:
         raise needs_base("dora")
-    return _finite(load(found[0].factors[role], "float64").reshape(-1), found[0]) if found else None
-
-
-def _finite(values: torch.Tensor, adapter: Adapter) -> torch.Tensor:
-    """`values`, or NonFinite with the key of the factor to blame."""
-    import torch
-
-    if bool(torch.isfinite(values).all()):
-        return values
-    for role, tensor in adapter.factors.items():
-        if not bool(torch.isfinite(load(tensor, "float64")).all()):
-            key = adapter.origin.keys.get(role) if adapter.origin else role
-            break
-    else:
-        key = adapter.origin.stem if adapter.origin else adapter.target.name
-    path = adapter.origin.file if adapter.origin else None
-    raise NonFinite(f"{key} of {adapter.target.name} is not finite", path=path, key=key)
+    return finite(load(found[0].factors[role], "float64").reshape(-1), found[0]) if found else None

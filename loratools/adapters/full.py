@@ -6,7 +6,7 @@ Some files hold the new weight itself (`replacement`): Δ is then what it takes 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,6 @@ from loratools.adapters.factors import (
     Role,
     Settings,
     agree,
-    could_be,
     fitted,
     incomplete,
     load,
@@ -30,6 +29,7 @@ from loratools.adapters.factors import (
     transposed,
     whole,
 )
+from loratools.adapters.traits import Named
 from loratools.model import Scale
 from loratools.tensors.lazy import LazyTensor
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 REPLACEMENT = "replacement"
 
 
-class Stored:
+class Stored(Named):
     """A kind whose delta is stored whole: `weight` [out, …] and `bias` [out] are its two roles. It has no rank.
 
     `replacement` stands in the place of `weight` where a file holds the weight as it is to be.
@@ -53,14 +53,6 @@ class Stored:
         self.roles = tuple(Role(role, required=True, rows=True) for role in (weight, bias, REPLACEMENT))
         self.product = (weight,)
         self.biases = (bias,)
-
-    def identify(self, present: Collection[str]) -> bool:
-        """Whether these roles could be this kind's."""
-        return could_be(self.roles, present)
-
-    def kinds(self, factors: Factors) -> tuple[str, ...]:
-        """The kind's own name."""
-        return (self.name,)
 
     def needs_base(self, factors: Factors) -> bool:
         """Only a difference of the bias alone, whose weight's shape is not known, and a weight to put in its place."""

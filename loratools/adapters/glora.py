@@ -8,7 +8,7 @@ the one whose rank does not exceed the layer is meant. Square factors are ambigu
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,6 @@ from loratools.adapters.factors import (
     Settings,
     agree,
     at_least,
-    could_be,
     flat,
     load,
     matrix,
@@ -34,6 +33,7 @@ from loratools.adapters.factors import (
     told,
     whole,
 )
+from loratools.adapters.traits import OverBase
 from loratools.model import Scale
 from loratools.tensors.lazy import LazyTensor
 
@@ -43,26 +43,11 @@ if TYPE_CHECKING:
 PAIRS = ("a1", "a2", "b1", "b2")
 
 
-class GLoRA:
+class GLoRA(OverBase):
     """a1 a2 b1 b2, and bm [r, r, kernel…], a Tucker core between b1 and b2."""
 
     name = "glora"
     roles = (*(Role(name, required=True) for name in PAIRS), Role("bm"))
-    product: tuple[str, ...] = ()
-    biases: tuple[str, ...] = ()
-    constrained = False
-
-    def identify(self, present: Collection[str]) -> bool:
-        """Whether these roles could be a GLoRA's."""
-        return could_be(self.roles, present)
-
-    def kinds(self, factors: Factors) -> tuple[str, ...]:
-        """The word glora."""
-        return (self.name,)
-
-    def needs_base(self, factors: Factors) -> bool:
-        """Always: one half of the delta is a product with the base."""
-        return True
 
     def is_old(self, factors: Factors) -> bool:
         """Whether the shapes are those of the old layout: its only, or with the smaller of two possible ranks."""

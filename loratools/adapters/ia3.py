@@ -7,7 +7,7 @@ W' = W · v, on the input where v is [1, in, …], on the output (bias included)
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,6 @@ from loratools.adapters.factors import (
     Factors,
     Role,
     Settings,
-    could_be,
     load,
     needs_base,
     not_empty,
@@ -28,6 +27,7 @@ from loratools.adapters.factors import (
     swapped,
     whole,
 )
+from loratools.adapters.traits import OverBase
 from loratools.model import Scale
 from loratools.tensors.dtypes import encode_scalar
 from loratools.tensors.lazy import LazyTensor
@@ -36,30 +36,11 @@ if TYPE_CHECKING:
     import torch
 
 
-class IA3:
+class IA3(OverBase):
     """scale_vector [n] in whatever shape its writer gave it, and on_input, a scalar 0 or 1 that only LyCORIS writes."""
 
     name = "ia3"
     roles = (Role("scale_vector", required=True, rows=True), Role("on_input"))
-    product: tuple[str, ...] = ()
-    biases: tuple[str, ...] = ()
-    constrained = False
-
-    def identify(self, present: Collection[str]) -> bool:
-        """Whether these roles could be an (IA)³'s."""
-        return could_be(self.roles, present)
-
-    def kinds(self, factors: Factors) -> tuple[str, ...]:
-        """The word ia3."""
-        return (self.name,)
-
-    def needs_base(self, factors: Factors) -> bool:
-        """Always: the base is what is multiplied."""
-        return True
-
-    def rank(self, factors: Factors) -> int | None:
-        """None."""
-        return None
 
     def on_input(self, factors: Factors) -> bool:
         """Whether the vector multiplies the input axis: as the flag says, else by the vector's shape."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from fractions import Fraction
+from math import prod
 from typing import TYPE_CHECKING, Protocol
 
 from loratools.adapters.boft import BOFT_KIND
@@ -17,7 +18,7 @@ from loratools.adapters.lora import LORA
 from loratools.adapters.norm import NORM
 from loratools.adapters.oft import OFT_KIND
 from loratools.adapters.settings import require_known_scale
-from loratools.errors import UnsupportedFile, nearest
+from loratools.errors import ArchitectureMismatch, UnsupportedFile, nearest
 from loratools.model import Scale
 from loratools.tensors.lazy import LazyTensor
 
@@ -26,7 +27,18 @@ if TYPE_CHECKING:
 
     from loratools.adapters.adapter import Adapter
 
-__all__ = ["KINDS", "Factors", "Kind", "Role", "bias_delta_of", "constraint_of", "delta_of", "kind_of", "strength_of"]
+__all__ = [
+    "KINDS",
+    "Factors",
+    "Kind",
+    "Role",
+    "bias_delta_of",
+    "constraint_of",
+    "delta_of",
+    "kind_of",
+    "require_shape",
+    "strength_of",
+]
 
 
 class Kind(Protocol):
@@ -140,6 +152,24 @@ def delta_of(adapter: Adapter, base: torch.Tensor | None = None, *, dtype: str =
 def bias_delta_of(adapter: Adapter, base: torch.Tensor | None = None, *, dtype: str = "float32") -> torch.Tensor | None:
     """The change that an adapter makes to its layer's bias (whose value is `base`), or None."""
     return kind_of(adapter.kind).bias_delta(adapter.factors, strength_of(adapter), base, dtype=dtype)
+
+
+def require_shape(item: Adapter, shape: Sequence[int], name: str) -> None:
+    """Raise ArchitectureMismatch where the factors are for a weight of another shape."""
+    told = kind_of(item.kind).weight_shape(item.factors) or ()
+    rows = told[0] if told else None
+    fits = rows in (None, shape[0])
+    if fits and None not in told and len(told) > 1:
+        fits = prod(extent or 1 for extent in told) == prod(shape)
+    if not fits:
+        raise ArchitectureMismatch(
+            f"{item.target.name} is an adapter of a weight {list(told)}, the base model's is {list(shape)}",
+            path=name,
+            key=item.origin.stem if item.origin else None,
+            hint="give the base model that the adapter was trained on",
+            expected=list(told),
+            found=list(shape),
+        )
 
 
 def strength_of(adapter: Adapter) -> Scale:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,6 @@ from loratools.adapters.factors import (
     Settings,
     agree,
     at_least,
-    could_be,
     flat,
     load,
     matrix,
@@ -31,6 +30,7 @@ from loratools.adapters.factors import (
     transposed,
     whole,
 )
+from loratools.adapters.traits import Additive
 from loratools.model import Scale
 from loratools.tensors.lazy import LazyTensor
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 PAIRS = (("w1_a", "w1_b", "t1"), ("w2_a", "w2_b", "t2"))
 
 
-class LoHa:
+class LoHa(Additive):
     """w_a [out, r] · w_b [r, in·kernel]; with t [r, r, kernel]: w_a [r, out], w_b [r, in]."""
 
     name = "loha"
@@ -55,20 +55,6 @@ class LoHa:
         *dora.MAGNITUDES,
     )
     product = ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")
-    biases: tuple[str, ...] = ()
-    constrained = False
-
-    def identify(self, present: Collection[str]) -> bool:
-        """Whether these roles could be a LoHa's (a LoKr with both factors decomposed has the same: suffixes decide)."""
-        return could_be(self.roles, present)
-
-    def kinds(self, factors: Factors) -> tuple[str, ...]:
-        """The word loha, and dora with a magnitude."""
-        return dora.kinds(self.name, factors)
-
-    def needs_base(self, factors: Factors) -> bool:
-        """Only with a magnitude."""
-        return dora.is_dora(factors)
 
     def rank(self, factors: Factors) -> int | None:
         """The inner extent r of each product: the rows of w1_b. The delta's own rank is up to r²."""

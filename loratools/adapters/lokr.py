@@ -6,7 +6,7 @@ Output row o = i·b + j belongs to row i of w1 [a, c] and row j of w2 [b, d]: la
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,6 @@ from loratools.adapters.factors import (
     Settings,
     agree,
     at_least,
-    could_be,
     flat,
     load,
     matrix,
@@ -34,6 +33,7 @@ from loratools.adapters.factors import (
     transposed,
     whole,
 )
+from loratools.adapters.traits import Additive
 from loratools.model import Scale
 from loratools.tensors.lazy import LazyTensor
 
@@ -45,7 +45,7 @@ SECOND = ("w2", "w2_a", "w2_b", "t2")
 HINT = "try --allow-lossy"
 
 
-class LoKr:
+class LoKr(Additive):
     """w1 [a, c] | w1_a [a, r] w1_b [r, c]; w2 [b, d, kernel…] | w2_a [b, r] w2_b [r, d·kernel] | t2 with w2_a [r, b].
 
     The rank that alpha is divided by is None where both factors are whole: their scale is then 1, as LyCORIS trains
@@ -65,20 +65,6 @@ class LoKr:
         *dora.MAGNITUDES,
     )
     product = ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")
-    biases: tuple[str, ...] = ()
-    constrained = False
-
-    def identify(self, present: Collection[str]) -> bool:
-        """Whether these roles could be a LoKr's (with both factors decomposed they are a LoHa's too)."""
-        return could_be(self.roles, present)
-
-    def kinds(self, factors: Factors) -> tuple[str, ...]:
-        """The word lokr, and dora with a magnitude."""
-        return dora.kinds(self.name, factors)
-
-    def needs_base(self, factors: Factors) -> bool:
-        """Only with a magnitude."""
-        return dora.is_dora(factors)
 
     def rank(self, factors: Factors) -> int | None:
         """The inner extent of the decomposed factor (w1's before w2's), None where both are whole."""

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,6 @@ from loratools.adapters.factors import (
     Settings,
     agree,
     at_least,
-    could_be,
     flat,
     load,
     matrix,
@@ -35,6 +34,7 @@ from loratools.adapters.factors import (
     wide_dtype,
 )
 from loratools.adapters.residual import RESIDUAL, ROLES, check_residual, refuse_residual, with_residual
+from loratools.adapters.traits import Additive
 from loratools.model import Scale
 from loratools.tensors.lazy import LazyTensor
 
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 NO_ROWS = "the rows of an embedding are its vocabulary"
 
 
-class LoRA:
+class LoRA(Additive):
     """down [r, in, kernel…] · up [out, r] · mid [r, r, kernel…]; embedding_down [r, vocab] · embedding_up [dim, r].
 
     `singular` [r, 1] (AdaLoRA's lora_E) multiplies the rows of `down`; its scale is another one, see `settings`.
@@ -67,19 +67,6 @@ class LoRA:
     )
     product = ("up", "mid", "down", "embedding_up", "embedding_down", "singular")
     biases = ("up_bias", RESIDUAL)
-    constrained = False
-
-    def identify(self, present: Collection[str]) -> bool:
-        """Whether these roles could be a LoRA's."""
-        return could_be(self.roles, present)
-
-    def kinds(self, factors: Factors) -> tuple[str, ...]:
-        """The word lora, and dora with a magnitude."""
-        return dora.kinds(self.name, factors)
-
-    def needs_base(self, factors: Factors) -> bool:
-        """Only with a magnitude."""
-        return dora.is_dora(factors)
 
     def rank(self, factors: Factors) -> int | None:
         """The inner extent r: the rows of `down`."""

@@ -8,7 +8,7 @@ there). PEFT's R is a truncated series whose length only its config states.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,6 @@ from loratools.adapters.factors import (
     Settings,
     agree,
     at_least,
-    could_be,
     fitted,
     incomplete,
     load,
@@ -34,6 +33,7 @@ from loratools.adapters.factors import (
     whole,
 )
 from loratools.adapters.rotation import cayley, order_of, peft_rotation, rescaled
+from loratools.adapters.traits import OverBase
 from loratools.errors import ArchitectureMismatch
 from loratools.model import Scale
 from loratools.tensors.dtypes import encode_scalar
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     import torch
 
 
-class OFT:
+class OFT(OverBase):
     """blocks or diagonal [k, n, n] (output side) or skew [k, n(n−1)/2] (PEFT, input side), and rescale [out]."""
 
     name = "oft"
@@ -53,25 +53,7 @@ class OFT:
         Role("skew", required=True),
         Role("rescale", rows=True),
     )
-    product: tuple[str, ...] = ()
-    biases: tuple[str, ...] = ()
     constrained = True
-
-    def identify(self, present: Collection[str]) -> bool:
-        """Whether these roles could be an OFT's (3-D blocks; 4-D ones are a BOFT's)."""
-        return could_be(self.roles, present)
-
-    def kinds(self, factors: Factors) -> tuple[str, ...]:
-        """The word oft."""
-        return (self.name,)
-
-    def needs_base(self, factors: Factors) -> bool:
-        """Always: the base is what is rotated."""
-        return True
-
-    def rank(self, factors: Factors) -> int | None:
-        """None: alpha is a constraint here, and divides by nothing."""
-        return None
 
     def weight_shape(self, factors: Factors) -> tuple[int | None, ...] | None:
         """(k·n, None) on the output side; (None, k·n) on the input side, None where one block serves all."""

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import prod
 from typing import TYPE_CHECKING
 
 from loratools.adapters.adapter import Adapter
 from loratools.adapters.change import Change
-from loratools.adapters.kind import kind_of
+from loratools.adapters.kind import kind_of, require_shape
 from loratools.architectures.architecture import Architecture
 from loratools.bases.native import Native, Place
 from loratools.bases.weights import Base, BaseWeights
@@ -215,24 +214,6 @@ def _difference(component: str, path: str, saved: LazyTensor, native: Native, *,
 
     role = "bias_diff" if bias else "diff"
     return Adapter(Target(component, (path,)), "full", {role: LazyTensor.computed("F64", shape, produce)})
-
-
-def require_shape(item: Adapter, shape: Sequence[int], name: str) -> None:
-    """Raise ArchitectureMismatch where the factors are for a weight of another shape."""
-    told = kind_of(item.kind).weight_shape(item.factors) or ()
-    rows = told[0] if told else None
-    fits = rows in (None, shape[0])
-    if fits and None not in told and len(told) > 1:
-        fits = prod(extent or 1 for extent in told) == prod(shape)
-    if not fits:
-        raise ArchitectureMismatch(
-            f"{item.target.name} is an adapter of a weight {list(told)}, the base model's is {list(shape)}",
-            path=name,
-            key=item.origin.stem if item.origin else None,
-            hint="give the base model that the adapter was trained on",
-            expected=list(told),
-            found=list(shape),
-        )
 
 
 def _widened(item: Adapter, shape: Sequence[int]) -> int | None:

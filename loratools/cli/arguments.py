@@ -13,6 +13,15 @@ if TYPE_CHECKING:
 SIZES = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
+def given(value: str | None, name: str) -> str:
+    """A positional argument that kohya's words may have stood for; raises UsageError where nothing did."""
+    if not value:
+        import click
+
+        raise UsageError(f"{name} is missing", hint=f"see {click.get_current_context().command_path} --help")
+    return value
+
+
 def size(_context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
     """`5GB` → 5,000,000,000: decimal units, binary ones with an i, bytes without any."""
     if value is None:

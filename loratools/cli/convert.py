@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from loratools.cli import options
+from loratools.cli.arguments import given
 from loratools.cli.options import Manner, speaks
 from loratools.cli.progress import Progress
 from loratools.cli.render import Document, Page, emit
@@ -128,9 +129,9 @@ def command(
 
     if models is not None:
         ref, out = models, out if out is not None else ref
-    source, target = _given(ref, "IN"), save_to if save_to is not None else out
+    source, target = given(ref, "IN"), save_to if save_to is not None else out
     if not dry_run:
-        target = _given(target, "OUT")
+        target = given(target, "OUT")
     if not to and not runtime:
         raise UsageError("--to FORMAT or --for RUNTIME is missing", hint=f"formats: {', '.join(known_formats())}")
     if to and runtime:
@@ -142,15 +143,9 @@ def command(
         return
     with Progress("convert", quiet=manner.quiet) as progress:
         result = pending.save(
-            _given(target, "OUT"), overwrite=overwrite, if_needed=if_needed, threads=threads, progress=progress
+            given(target, "OUT"), overwrite=overwrite, if_needed=if_needed, threads=threads, progress=progress
         )
     emit(result.to_dict(), manner, view)
-
-
-def _given(value: str | None, name: str) -> str:
-    if not value:
-        raise UsageError(f"{name} is missing", hint="see loratools convert --help")
-    return value
 
 
 def plan_view(page: Page, document: Document, manner: Manner) -> None:

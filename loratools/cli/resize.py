@@ -7,13 +7,12 @@ from typing import Any
 import click
 
 from loratools.cli import options
-from loratools.cli.arguments import size
+from loratools.cli.arguments import given, size
 from loratools.cli.convert import dtype_word, known_formats, proven
 from loratools.cli.options import Manner, speaks
 from loratools.cli.progress import Progress
 from loratools.cli.render import Document, Page, emit
 from loratools.cli.text import human_bytes, plural
-from loratools.errors import UsageError
 
 METHODS = ("sv_ratio", "sv_fro", "sv_cumulative")
 SHOWN = 10  # changes of rank, and layers, on a page
@@ -102,7 +101,7 @@ def command(
     then = "now planning" if dry_run else "now writing"
     with Progress("measure", quiet=manner.quiet, done="measured", then=then) as progress:
         pending = resize(
-            _given(ref, "IN"),
+            given(ref, "IN"),
             rank=rank if rank is not None else new_rank,
             conv_rank=conv_rank if conv_rank is not None else new_conv_rank,
             method=method or dynamic_method,
@@ -123,15 +122,9 @@ def command(
         return
     with Progress("resize", quiet=manner.quiet) as progress:
         result = pending.save(
-            _given(target, "OUT"), overwrite=overwrite, if_needed=if_needed, threads=threads, progress=progress
+            given(target, "OUT"), overwrite=overwrite, if_needed=if_needed, threads=threads, progress=progress
         )
     emit(result.to_dict(), manner, view)
-
-
-def _given(value: str | None, name: str) -> str:
-    if not value:
-        raise UsageError(f"{name} is missing", hint="see loratools resize --help")
-    return value
 
 
 def plan_view(page: Page, document: Document, manner: Manner) -> None:

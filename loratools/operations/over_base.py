@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from loratools.adapters.adapter import Adapter
+from loratools.adapters.blame import finite
 from loratools.adapters.difference import relative
-from loratools.adapters.kind import bias_delta_of, delta_of, kind_of
+from loratools.adapters.kind import bias_delta_of, delta_of, kind_of, require_shape
 from loratools.adapters.proof import Cluster
 from loratools.adapters.slices import sizes_of
 from loratools.bases.weights import BaseWeights
-from loratools.errors import NonFinite, NotRepresentable, ResourceError
-from loratools.operations.conversion.to_kind import require_shape
+from loratools.errors import NotRepresentable, ResourceError
 
 if TYPE_CHECKING:
     import torch
@@ -100,24 +100,11 @@ def _changes(side: Sequence[Adapter], base: BaseWeights) -> dict[tuple[str, str]
             bias = base.bias_of(item.target)
         delta = delta_of(item, weight.load() if needed else None, dtype="float64")
         change = bias_delta_of(item, None if bias is None else bias.load(), dtype="float64")
-        delta = _finite(delta.reshape(weight.shape[0], -1), item)
+        delta = finite(delta.reshape(weight.shape[0], -1), item)
         start = 0
         sizes = sizes_of(item) if len(item.target.paths) > 1 else (delta.shape[0],)
         for path, size in zip(item.target.paths, sizes, strict=True):
-            beside = None if change is None else _finite(change, item)[start : start + size]
+            beside = None if change is None else finite(change, item)[start : start + size]
             found[item.target.component, path] = _Change(delta[start : start + size], beside)
             start += size
     return found
-
-
-def _finite(values: torch.Tensor, item: Adapter) -> torch.Tensor:
-    import torch
-
-    if bool(torch.isfinite(values).all()):
-        return values
-    origin = item.origin
-    raise NonFinite(
-        f"{item.target.name} has a change that is not finite",
-        path=origin.file if origin else None,
-        key=origin.stem if origin else None,
-    )

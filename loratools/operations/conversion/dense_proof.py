@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from loratools.adapters.adapter import Adapter
+from loratools.adapters.blame import finite
 from loratools.adapters.difference import relative
 from loratools.adapters.kind import bias_delta_of, delta_of, kind_of
 from loratools.adapters.proof import Proof, prove
 from loratools.adapters.slices import sizes_of
 from loratools.bases.weights import BaseWeights
-from loratools.errors import NonFinite
 from loratools.operations.conversion.to_kind import Plain
 
 if TYPE_CHECKING:
@@ -72,13 +72,13 @@ def _deltas(side: Sequence[Adapter], base: BaseWeights | None) -> Deltas:
             weight, bias = base.weight_of(item.target), base.bias_of(item.target)
         delta = delta_of(item, None if weight is None else weight.load(), dtype="float64")
         change = bias_delta_of(item, None if bias is None else bias.load(), dtype="float64")
-        delta = _finite(delta.reshape(delta.shape[0], -1), item)
+        delta = finite(delta.reshape(delta.shape[0], -1), item)
         start = 0
         sizes = sizes_of(item) if len(item.target.paths) > 1 else (delta.shape[0],)
         for path, size in zip(item.target.paths, sizes, strict=True):
             found[item.target.component, path, "weight"] = delta[start : start + size]
             if change is not None:
-                found[item.target.component, path, "bias"] = _finite(change, item)[start : start + size]
+                found[item.target.component, path, "bias"] = finite(change, item)[start : start + size]
             start += size
     return found
 
@@ -93,16 +93,3 @@ def _minus(left: torch.Tensor | None, right: torch.Tensor | None) -> torch.Tenso
 
 def _square(values: torch.Tensor) -> float:
     return float(values.square().sum())
-
-
-def _finite(values: torch.Tensor, item: Adapter) -> torch.Tensor:
-    import torch
-
-    if bool(torch.isfinite(values).all()):
-        return values
-    origin = item.origin
-    raise NonFinite(
-        f"{item.target.name} has a change that is not finite",
-        path=origin.file if origin else None,
-        key=origin.stem if origin else None,
-    )

@@ -8,7 +8,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from loratools.adapters.adapter import Adapter, AdapterSet
-from loratools.adapters.kind import kind_of
+from loratools.adapters.kind import kind_of, require_shape
 from loratools.adapters.lora import LORA
 from loratools.adapters.to_lora import foreseen, to_lora
 from loratools.architectures.architecture import Architecture, shapes
@@ -190,24 +190,6 @@ def _empty(shape: tuple[int, ...]) -> torch.Tensor:
     import torch
 
     return torch.empty(shape, device="meta")
-
-
-def require_shape(item: Adapter, shape: tuple[int, ...], name: str) -> None:
-    """Raise ArchitectureMismatch where the factors are for a weight of another shape."""
-    told = kind_of(item.kind).weight_shape(item.factors) or ()
-    rows = told[0] if told else None
-    fits = rows in (None, shape[0])
-    if fits and None not in told and len(told) > 1:
-        fits = prod(extent or 1 for extent in told) == prod(shape)
-    if not fits:
-        raise ArchitectureMismatch(
-            f"{item.target.name} is an adapter of a weight {list(told)}, the base model's is {list(shape)}",
-            path=name,
-            key=item.origin.stem if item.origin else None,
-            hint="give the base model that the adapter was trained on",
-            expected=list(told),
-            found=list(shape),
-        )
 
 
 def flattened_shape(item: Adapter, known: tuple[Architecture, ...]) -> tuple[int, ...] | None:
