@@ -31,6 +31,7 @@ from loratools.architectures.kandinsky22 import KANDINSKY22
 from loratools.architectures.krea2 import KREA2
 from loratools.architectures.latte import LATTE
 from loratools.architectures.llm import PREFIX, llm_architecture
+from loratools.architectures.longcat_image import LONGCAT_IMAGE
 from loratools.architectures.ltx2 import LTX2
 from loratools.architectures.ltx_video import LTX_VIDEO
 from loratools.architectures.lumina2 import LUMINA2
@@ -82,6 +83,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     KANDINSKY5,
     KREA2,
     LATTE,
+    LONGCAT_IMAGE,
     LTX_VIDEO,
     LTX2,
     LUMINA2,

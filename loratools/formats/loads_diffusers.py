@@ -14,6 +14,7 @@ WITHOUT_LOADER: Mapping[str, str] = {
     "hunyuan-image": "HunyuanImagePipeline",
     "kandinsky2.2": "KandinskyV22Pipeline",
     "latte": "LattePipeline",
+    "longcat-image": "LongCatImagePipeline",
     "omnigen": "OmniGenPipeline",
     "pixart": "PixArtAlphaPipeline",
     "stable-cascade": "StableCascadePriorPipeline",
