@@ -14,16 +14,19 @@ from loratools.bases.checkpoint import Checkpoint, open_checkpoint
 from loratools.bases.variants import of_variant, variants_of
 from loratools.errors import ArchitectureMismatch, MalformedFile
 from loratools.hub.cards import card_data
+from loratools.hub.references import is_remote
+from loratools.hub.tasks import task_of
 from loratools.operations.header.producer import trigger_words
 from loratools.operations.located import locate, unweighted
 from loratools.operations.lora import Lora
 from loratools.operations.merge import plan_merge
 from loratools.operations.merging.matches import Weighted, opened
 from loratools.operations.rebuilding.card import Card
-from loratools.operations.rebuilding.output import RebuildOutput, index_of
+from loratools.operations.rebuilding.output import RebuildOutput, bytes_of, index_of
 from loratools.operations.rebuilding.pending import PendingRebuild
 from loratools.operations.rebuilding.pipeline_base import pipeline_base
 from loratools.operations.rebuilding.result import Rebuild, RebuildPlan
+from loratools.operations.rebuilding.tokenizers import texts
 from loratools.operations.recipes.record import Ingredient, named_files
 from loratools.tensors.source import LocalFile
 from loratools.tensors.writer import Progress
@@ -44,7 +47,7 @@ def rebuild(
     progress: Progress | None = None,
     **how: Any,
 ) -> Rebuild:
-    """Merge `adapters` into `base` and write a pipeline folder `out`, a single file, or both.
+    """Merge `adapters` into `base` and write a pipeline folder `out`, a single file, or both: then both or neither.
 
     `how` is as for `plan_rebuild`, the rest as for `PendingRebuild.save`.
     """
@@ -90,7 +93,7 @@ def plan_rebuild(
     made = pipeline_base(
         checkpoint, loras, arch,
         config=Path(config) if config is not None else None,
-        tokenizer=_texts(tokenizer),
+        tokenizer=texts(tokenizer),
         prediction=prediction_type,
         allow_partial=allow_partial,
     )  # fmt: skip
@@ -116,6 +119,7 @@ def plan_rebuild(
     card = Card(
         ingredients,
         str(index.get("_class_name", "DiffusionPipeline")),
+        task_of([pending.plan.architecture] if pending.plan.architecture else checkpoint.base.candidates),
         place.hub.repository if place.hub else None,
         _licence(place.path),
         {_called(lora.name, lora): words for lora in loras if (words := trigger_words(lora.adapter_set.metadata))},
@@ -151,12 +155,6 @@ def plan_rebuild(
     return PendingRebuild(plan, pending, output)
 
 
-def _texts(tokenizer: Any) -> tuple[str, ...]:
-    if tokenizer is None:
-        return ()
-    return (os.fspath(tokenizer),) if isinstance(tokenizer, str | os.PathLike) else tuple(map(os.fspath, tokenizer))
-
-
 def _of_architecture(checkpoint: Checkpoint, arch: str | None) -> Checkpoint:
     """The base as the architecture that the caller names; raises ArchitectureMismatch where it fits others alone."""
     found = checkpoint.base.candidates
@@ -183,8 +181,8 @@ def _files(lora: Lora) -> tuple[LocalFile, ...]:
 
 def _called(item: Any, lora: Lora) -> str:
     """What a record calls an adapter: its Hub reference, or its bare name; never a path."""
-    if isinstance(item, str) and item.startswith(("hf://", "http://", "https://")):
-        return item
+    if is_remote(item):
+        return str(item)
     return Path(lora.name).name
 
 
@@ -205,8 +203,7 @@ def _single_metadata(
     scheduler = extra.get(_SCHEDULER) or checkpoint.others.get(_SCHEDULER)
     if architecture != "sd2" or scheduler is None:
         return metadata
-    text = scheduler if isinstance(scheduler, bytes) else scheduler.read(0, scheduler.size)
-    prediction = json.loads(text).get("prediction_type", "epsilon")
+    prediction = json.loads(bytes_of(scheduler)).get("prediction_type", "epsilon")
     which = "768-v" if prediction == "v_prediction" else "512"
     return metadata | {
         "modelspec.sai_model_spec": "1.0.0",

@@ -60,7 +60,7 @@ def needed_bytes(content: bytes | LocalFile | Linked | LateBytes, device: int) -
     """The disk space that plain content takes on a file system."""
     if isinstance(content, Linked) and content.file.identity.device == device:
         return 0
-    return len(content) if isinstance(content, bytes) else plain_size(content)
+    return plain_size(content)
 
 
 def plain_size(content: bytes | LocalFile | Linked | LateBytes) -> int:

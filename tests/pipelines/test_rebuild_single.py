@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,13 +15,16 @@ from loratools.bases.weights import open_base
 from loratools.errors import (
     ArchitectureMismatch,
     PathNotFound,
+    ResourceError,
     Unavailable,
     UnknownKeys,
     UnsafeFile,
+    UnsupportedFile,
     UsageError,
     WrongRole,
 )
 from loratools.operations.rebuild import plan_rebuild
+from loratools.pipelines import trial
 from loratools.pipelines.assembly import assemble
 from loratools.pipelines.hints import built_in_settings
 from loratools.pipelines.single_file import export_single_file
@@ -286,3 +290,38 @@ def test_nothing_is_left_where_the_disk_has_no_room_or_the_user_stops(pipeline, 
     with pytest.raises(KeyboardInterrupt):
         lt.rebuild(single("sd1"), [], tmp_path / "out", config=pipeline("sd1"), arch="sd1")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("fault", ["pipelines.trial.run_step", "tensors.folder._rename_folder"])
+def test_a_folder_and_a_single_file_are_both_there_or_neither(fault, pipeline, single, tmp_path, monkeypatch):
+    """Whichever of the two fails last: the file that diffusers does not run, the folder that gets no name."""
+    run = trial.run_step
+
+    def fail(subject, place, **_):
+        if fault.endswith("run_step") and place.is_dir():
+            return run(subject, place)
+        raise UnsupportedFile("not so", path=place)
+
+    how = {"config": pipeline("sd1"), "arch": "sd1", "single_file": tmp_path / "out.safetensors"}
+    monkeypatch.setattr(f"loratools.{fault}", fail)
+    with pytest.raises(UnsupportedFile) as refused:
+        lt.rebuild(single("sd1"), [], tmp_path / "out", **how)
+    assert not fault.endswith("run_step") or refused.value.path == str(tmp_path / "out.safetensors")
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.undo()
+    done = lt.rebuild(single("sd1"), [], tmp_path / "out", **how, check=False)
+    assert done.single_size == (tmp_path / "out.safetensors").stat().st_size
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.safetensors"]
+
+
+def test_a_disk_with_room_for_one_of_two_outputs_is_full_before_anything_is_written(
+    pipeline, single, tmp_path, monkeypatch
+):
+    size = sum(file.stat().st_size for file in pipeline("sd1").rglob("*.safetensors"))
+    monkeypatch.setattr("os.statvfs", lambda _: SimpleNamespace(f_bavail=int(1.5 * size), f_frsize=1))
+    how = {"config": pipeline("sd1"), "arch": "sd1"}
+    pending = plan_rebuild(single("sd1"), [], **how)
+    pending.preview(tmp_path / "out")
+    pending.preview(None, single_file=tmp_path / "out.safetensors")
+    with pytest.raises(ResourceError, match="not enough disk space"):
+        pending.preview(tmp_path / "out", single_file=tmp_path / "out.safetensors")

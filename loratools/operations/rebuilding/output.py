@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -14,15 +14,16 @@ from loratools.architectures.architecture import Architecture
 from loratools.bases.checkpoint import OTHER_WEIGHTS, PICKLES, Checkpoint, open_checkpoint
 from loratools.bases.pipeline_index import PIPELINE
 from loratools.errors import LoratoolsError, OutputRefused, UsageError
+from loratools.hub.cards import CARD
 from loratools.operations.merging.output import MergeOutput
 from loratools.operations.outputs.files import Saved
 from loratools.operations.outputs.provenance import PROVENANCE_KEY, InputHashes, record
-from loratools.operations.rebuilding.card import CARD, Card
+from loratools.operations.rebuilding.card import Card
 from loratools.operations.recipes.record import RECIPE, Ingredient, made_by, recipe
 from loratools.operations.working.one_thread import one_thread
 from loratools.pipelines.single_file import pack
 from loratools.tensors.ahead import Ahead
-from loratools.tensors.carried import LateBytes, Linked
+from loratools.tensors.carried import LateBytes, Linked, needed_bytes, plain_size
 from loratools.tensors.folder import Content, check_relative_name
 from loratools.tensors.lazy import LazyTensor
 from loratools.tensors.output import check_free_space, guard_folder, guard_output
@@ -81,9 +82,6 @@ class RebuildOutput:
         if out is not None:
             self.merged.require_place(out)
             guard_folder(out, self.inputs, [*self.plain, CARD, RECIPE], overwrite=overwrite)
-            check_free_space(
-                out.absolute().parent, sum(size for what in ("written", "copied") for _, size in self.sizes(what))
-            )
         if single is not None:
             if single.suffix != ".safetensors":
                 raise UsageError(
@@ -94,21 +92,40 @@ class RebuildOutput:
             guard_output(single, self.inputs, overwrite=overwrite)
         if not places:
             return None
+        for place, needed in self._needed(out, single):
+            check_free_space(place, needed)
         room = os.statvfs(places[0].absolute().parent)
         return room.f_bavail * room.f_frsize
+
+    def _needed(self, out: Path | None, single: Path | None) -> Iterator[tuple[Path, int]]:
+        """A folder of each file system that is written to, and the bytes that the outputs take there together."""
+        found: dict[int, tuple[Path, int]] = {}
+        for place in (out, single):
+            if place is not None:
+                folder = place.absolute().parent
+                device = folder.stat().st_dev
+                size = self._folder_bytes(device) if place is out else _nbytes(self._packed())
+                found[device] = folder, size + found.get(device, (folder, 0))[1]
+        yield from found.values()
+
+    def _folder_bytes(self, device: int) -> int:
+        plain = self.plain.values()
+        return sum(_nbytes(item[0]) if isinstance(item, tuple) else needed_bytes(item, device) for item in plain)
+
+    def _packed(self) -> dict[str, LazyTensor]:
+        """The tensors of a single file, made of base and adapters."""
+        assert self.table is not None
+        return pack(self.merged.checkpoint, self.table, self._merged_tensor)
 
     def sizes(self, what: str) -> tuple[tuple[str, int], ...]:
         """(name, bytes) of the files that are "linked", "copied" as they are, or "written"."""
         found: list[tuple[str, int]] = []
         for name, content in self.plain.items():
             if isinstance(content, tuple):
-                kind, size = "written", sum(tensor.nbytes for tensor in content[0].values())
-            elif isinstance(content, Linked):
-                kind, size = "linked", content.file.size
-            elif isinstance(content, LocalFile):
-                kind, size = "copied", content.size
+                kind, size = "written", _nbytes(content[0])
             else:
-                kind, size = "written", len(content) if isinstance(content, bytes) else content.size
+                kind = "linked" if isinstance(content, Linked) else "copied"
+                kind, size = "written" if isinstance(content, bytes) else kind, plain_size(content)
             if kind == what:
                 found.append((name, size))
         return tuple(found)
@@ -169,13 +186,13 @@ class RebuildOutput:
         progress: Progress | None,
         prove: Callable[[Path, Path], None] | None,
     ) -> Saved:
-        """Write the single file, from the finished folder where there is one, else from base and adapters.
+        """Write the single file, from the complete folder where there is one, else from base and adapters.
 
         `prove` is given the file, before it gets its name, and a folder with the configurations.
         """
         assert self.table is not None
         checkpoint = open_checkpoint(folder) if folder else self.merged.checkpoint
-        tensors = pack(checkpoint, self.table, None if folder else self._merged_tensor)
+        tensors = pack(checkpoint, self.table) if folder else self._packed()
 
         def check(written: Path) -> None:
             if prove is not None:
@@ -184,8 +201,8 @@ class RebuildOutput:
                     named.symlink_to(written.absolute())
                     prove(named, self._configurations(Path(place) / "config"))
 
-        def late(_payload: str) -> Mapping[str, str]:
-            inputs = hashes.pending() if set(_payload) == {"0"} else hashes.inputs()
+        def late(payload_sha256: str) -> Mapping[str, str]:
+            inputs = hashes.pending() if set(payload_sha256) == {"0"} else hashes.inputs()
             return {PROVENANCE_KEY: record("rebuild", self.parameters, inputs)}
 
         with one_thread(), Ahead(threads) as ahead:
@@ -207,12 +224,11 @@ class RebuildOutput:
     def _configurations(self, place: Path) -> Path:
         """The files of the folder that are no weights, for a loader that needs them beside a single file."""
         for name, content in self.plain.items():
-            if isinstance(content, tuple | Linked) or name.lower().endswith(_WEIGHTS):
+            if not isinstance(content, bytes | LocalFile) or name.lower().endswith(_WEIGHTS):
                 continue
             target = place / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            data = content if isinstance(content, bytes) else b""
-            target.write_bytes(content.read(0, content.size) if isinstance(content, LocalFile) else data)
+            target.write_bytes(bytes_of(content))
         return place
 
     def _late(self, make: Callable[[Mapping[LocalFile, str]], bytes], hashes: InputHashes) -> bytes:
@@ -242,5 +258,13 @@ def _is_stray(name: str) -> bool:
 
 def index_of(checkpoint: Checkpoint, extra: Mapping[str, bytes | LocalFile]) -> bytes:
     """The `model_index.json` of a pipeline to be."""
-    content = extra.get(PIPELINE) or checkpoint.others[PIPELINE]
+    return bytes_of(extra.get(PIPELINE) or checkpoint.others[PIPELINE])
+
+
+def bytes_of(content: bytes | LocalFile) -> bytes:
+    """All of a small file."""
     return content if isinstance(content, bytes) else content.read(0, content.size)
+
+
+def _nbytes(tensors: Mapping[str, LazyTensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors.values())

@@ -64,8 +64,8 @@ class PendingRebuild:
         threads: int = 1,
         progress: Progress | None = None,
     ) -> Rebuild:
-        """Compute, write and verify a folder, a single file, or both; with `check` each is loaded by diffusers,
-        compared tensor by tensor and run for one step before it gets its name.
+        """Compute, write and verify a folder, a single file, or both: then both or neither. With `check` each is loaded
+        by diffusers, compared tensor by tensor and run for one step before it gets its name.
 
         Raises OutputExists, OutputRefused, ResourceError, NonFinite, and UnsupportedFile for what diffusers refuses.
         """
@@ -76,17 +76,34 @@ class PendingRebuild:
         how: dict[str, Any] = {"overwrite": overwrite, "threads": threads, "progress": progress}
         trials: dict[str, Trial] = {}
         size = single_size = 0
+
+        def pack(place: Path, complete: Path | None) -> None:
+            nonlocal single_size
+            attempt = partial(try_single_file, architecture_id=self.plan.merge.architecture or "")
+            proof = _proving(place, partial(_keep, trials, "single", attempt)) if check else None
+            single_size = self.output.save_single(place, complete, hashes, prove=proof, **how).size
+
+        def prove(place: Path, complete: Path) -> None:
+            """The folder is right, and what is made of it stands, before it gets its name."""
+            if check:
+                _proving(place, partial(_keep, trials, "folder", try_folder))(complete)
+            if single is not None:
+                pack(single, complete)
+
         try:
             if if_needed and self.output.stands(folder, single, hashes):
                 return self._done(folder, single, trials, 0, 0, skipped=True)
             self.output.preview(folder, single, overwrite=overwrite)
             if folder is not None:
-                prove = _proving(folder, partial(_keep, trials, "folder", try_folder)) if check else None
-                size = self.output.save_folder(folder, hashes, prove=prove, **how).size
-            if single is not None:
-                attempt = partial(try_single_file, architecture_id=self.plan.merge.architecture or "")
-                proof = _proving(single, partial(_keep, trials, "single", attempt)) if check else None
-                single_size = self.output.save_single(single, folder, hashes, prove=proof, **how).size
+                before = _standing(folder), _standing(single)
+                try:
+                    size = self.output.save_folder(folder, hashes, prove=partial(prove, folder), **how).size
+                except BaseException:
+                    if single is not None and single_size and before == (_standing(folder), None):
+                        single.unlink(missing_ok=True)
+                    raise
+            elif single is not None:
+                pack(single, None)
         except NonFinite as error:
             error.path = error.path or self.plan.merge.base
             raise
@@ -129,6 +146,11 @@ class PendingRebuild:
             single_size,
             skipped,
         )
+
+
+def _standing(path: Path | None) -> int | None:
+    """Which file or folder has a name, by its number; None for none."""
+    return path.lstat().st_ino if path is not None and os.path.lexists(path) else None
 
 
 def _keep(trials: dict[str, Trial], name: str, attempt: Callable[..., Trial], *places: Path) -> None:
