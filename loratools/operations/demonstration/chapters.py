@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loratools.operations.combine import combine
+from loratools.operations.combine import Weighted, combine
 from loratools.operations.compare import compare
 from loratools.operations.demonstration.links import OUTPUTS
 from loratools.operations.demonstration.made import Made, Say
@@ -74,8 +74,8 @@ def merging(made: Made, say: Say) -> Chapter:
     """Merge the LoRA into the pipeline, and take it out again."""
     say("merging the LoRA into the pipeline, and taking it out again")
     merged, unmerged = made.folder / MERGED, made.folder / "unmerged"
-    done = merge(made.pipeline, [made.lora], merged, arch=made.architecture)
-    merge(merged, [(made.lora, -1.0)], unmerged, arch=made.architecture)
+    done = merge(made.pipeline, [made.adapter], merged, arch=made.architecture)
+    merge(merged, [(made.adapter, -1.0)], unmerged, arch=made.architecture)
     claim = f"{done.plan.changed} weights are W + Δ; minus Δ they are W again"
     away = _distance(made, made.pipeline, unmerged)
     return Chapter("merge", merged.name, done.size, claim, away, ROUNDING[made.dtype])
@@ -89,7 +89,7 @@ def extracting(made: Made, say: Say) -> Chapter:
     wish: dict[str, Any] = {"error": limit} if made.dtype == "float32" else {"rank": LARGEST_RANK}
     out = made.folder / EXTRACTED_FILE
     taken = extract(made.pipeline, made.folder / MERGED, dtype="F32", arch=made.architecture, **wish).save(out)
-    worst = compare(made.lora, out, arch=made.architecture).worst
+    worst = compare(made.adapter, out, arch=made.architecture).worst
     claim = "the difference of the two pipelines is the LoRA"
     return Chapter("extract", out.name, taken.size, claim, worst, limit)
 
@@ -98,9 +98,9 @@ def resizing(made: Made, say: Say) -> Chapter:
     """Resize the LoRA, and compare what each layer lost with what is stated."""
     say("resizing the LoRA to rank 2, from its factors")
     out = made.folder / "lora.rank2.safetensors"
-    smaller = resize(made.lora, rank=2, arch=made.architecture).save(out)
+    smaller = resize(made.adapter, rank=2, arch=made.architecture).save(out)
     stated = {layer.module: layer.error or 0.0 for layer in smaller.layers}
-    compared = compare(made.lora, out, arch=made.architecture)
+    compared = compare(made.adapter, out, arch=made.architecture)
     found = {item.module: item.relative_error for item in compared.modules}
     off = max(abs(found[name] - error) for name, error in stated.items())
     claim = f"each layer loses what is stated, {smaller.error or 0.0:.0%} in all"
@@ -111,9 +111,9 @@ def combining(made: Made, say: Say) -> Chapter:
     """Combine half of the LoRA with half of what was extracted."""
     say("combining half of the LoRA with half of what was extracted")
     out = made.folder / "combined.safetensors"
-    halves = [(made.lora, 0.5), (made.folder / EXTRACTED_FILE, 0.5)]
+    halves: list[Weighted] = [(made.adapter, 0.5), (made.folder / EXTRACTED_FILE, 0.5)]
     joined = combine(halves, arch=made.architecture).save(out)
-    worst = compare(made.lora, out, arch=made.architecture).worst
+    worst = compare(made.adapter, out, arch=made.architecture).worst
     return Chapter("combine", out.name, joined.size, "two halves are the LoRA", worst, EXTRACTED[made.dtype])
 
 
@@ -121,7 +121,7 @@ def rebuilding(made: Made, say: Say) -> Chapter:
     """Rebuild the pipeline with the LoRA in it, and compare its weights with what was merged."""
     say("rebuilding the pipeline with the LoRA in it; diffusers loads it and runs a step")
     out = made.folder / "rebuilt"
-    done = rebuild(made.pipeline, [made.lora], out, arch=made.architecture)
+    done = rebuild(made.pipeline, [made.adapter], out, arch=made.architecture)
     tensors = sum(done.trial.tensors.values()) if done.trial else 0
     claim = f"diffusers loads {tensors:,} tensors and runs; they are those of merge"
     away = _distance(made, out, made.folder / MERGED)
@@ -135,7 +135,7 @@ def validating(made: Made, say: Say) -> Chapter:
     pixels = made.plan.pixels if made.size == "tiny" else PICTURE
     result = validate(
         made.pipeline,
-        [made.lora],
+        [made.adapter],
         to=[form for form in VALIDATED if (made.folder / OUTPUTS[form]).exists()],
         steps=2,
         size=(pixels, pixels) if made.plan.paints else None,

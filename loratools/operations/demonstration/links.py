@@ -12,6 +12,7 @@ from loratools.operations.compare import Comparison, compare
 from loratools.operations.conversion.result import Conversion
 from loratools.operations.convert import convert
 from loratools.operations.demonstration.made import Made, Say
+from loratools.operations.lora import open_lora
 
 # (target format, output); each is made of the output before.
 CHAIN: tuple[tuple[str, str], ...] = (
@@ -49,17 +50,17 @@ class NotHeld:
 
 def convert_around(made: Made, say: Say) -> Iterator[Link | NotHeld]:
     """Convert the demo's adapter along the chain, past formats that cannot hold it."""
-    given = made.lora.name
+    given = made.adapter
     for to, name in CHAIN:
-        say(f"converting {given} to {to}")
+        say(f"converting {Path(given.name).name} to {to}")
         out = made.folder / name
         try:
-            done = convert(made.folder / given, to=to, arch=made.architecture).save(out)
+            done = convert(given, to=to, arch=made.architecture).save(out)
         except NotRepresentable as problem:
             yield NotHeld(to, problem.message)
             continue
-        given = name
-        yield Link(to, done, compare(made.lora, out, arch=made.architecture))
+        given = open_lora(out, arch=made.architecture)
+        yield Link(to, done, compare(made.adapter, given, arch=made.architecture))
 
 
 def same_tensors(left: Path, right: Path) -> bool:
