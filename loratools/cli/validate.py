@@ -124,7 +124,7 @@ def command(
     if dry_run:
         from loratools.operations.validation.plan import plan_validate
 
-        emit(plan_validate(pipeline, given, **how).to_dict(), manner, plan_view)
+        emit(plan_validate(pipeline, given, tokenizer=tokenizer or None, **how).to_dict(), manner, plan_view)
         return
     result = validate(pipeline, given, tokenizer=tokenizer or None, progress=tell, **how)
     emit(result.to_dict(), manner, view)

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loratools.errors import ResourceError, UsageError, nearest
+from loratools.errors import ResourceError
 from loratools.operations.merging.matches import Weighted
 from loratools.operations.validation.result import Validation
 
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from loratools.operations.validation.result import Floor
     from loratools.pipelines.running import Place
 
-ROUTES = ("loaded", "converted", "merged", "extracted")
-"""The routes that may be left out."""
 PROMPT = "a lighthouse on a cliff above a stormy sea, oil painting"
 
 
@@ -76,18 +74,22 @@ def validate(
     Raises UsageError, Unavailable, WrongRole, ArchitectureMismatch, PartialMatch, NotRepresentable (for a format of
     `to`), ResourceError, and what opening, merging and extracting raise.
     """
+    from loratools.operations.rebuilding.tokenizers import texts
     from loratools.operations.validation.inputs import located_inputs, open_inputs
-    from loratools.pipelines.running import DTYPES, Drawing, Place, require_device
-    from loratools.pipelines.schedulers import sampler
+    from loratools.operations.validation.options import require_options
+    from loratools.pipelines.running import Drawing, Place
 
-    if report is not None:
-        from loratools.reports.report import guard_report
-
-        guard_report(Path(report), overwrite=overwrite)
-    _require_words(skip, (dtype, tuple(DTYPES)), prompts, seeds, steps)
-    if scheduler is not None:
-        sampler(scheduler)
-    require_device(device)
+    require_options(
+        skip=skip,
+        prompts=prompts,
+        seeds=seeds,
+        steps=steps,
+        scheduler=scheduler,
+        dtype=dtype,
+        device=device,
+        report=report,
+        overwrite=overwrite,
+    )
     base, given = located_inputs(pipeline, adapters, arch=arch, variant=variant, unsafe_pickle=unsafe_pickle)
     width, height = size or (None, None)
     drawing = Drawing(steps, guidance, width, height, scheduler, frames, dict(inputs or {}))
@@ -119,11 +121,12 @@ def validate(
             "negative_controls": negative_controls,
             "require_loaded": require_loaded,
             "config": None if config is None else str(config),
-            "tokenizer": tokenizer if tokenizer is None or isinstance(tokenizer, str) else str(tokenizer),
+            "tokenizer": list(texts(tokenizer)) or None,
             "prediction_type": prediction_type,
             "variant": variant,
             "arch": arch,
             "allow_partial": allow_partial,
+            "unsafe_pickle": unsafe_pickle,
         }
         result = _judged(plan, place, parameters, skip, progress or (lambda _: None))
     if report is not None:
@@ -133,22 +136,6 @@ def validate(
         written = write_report(Path(report), evidence_of(result), overwrite=overwrite)
         result = replace(result, report=written)
     return result
-
-
-def _require_words(
-    skip: Sequence[str], dtypes: tuple[str, Sequence[str]], prompts: Sequence[str], seeds: Sequence[int], steps: int
-) -> None:
-    """Raise UsageError for words that mean nothing here, and where nothing is to be drawn."""
-    for name in skip:
-        if name not in ROUTES:
-            raise UsageError(
-                f"there is no route {name!r} to leave out", hint=nearest(name, ROUTES) or ", ".join(ROUTES)
-            )
-    dtype, known = dtypes
-    if dtype not in known:
-        raise UsageError(f"a pipeline does not run in {dtype!r}", hint=f"one of {', '.join(known)}")
-    if not prompts or not seeds or steps < 1:
-        raise UsageError("at least one prompt, one seed and one step are needed")
 
 
 @contextmanager

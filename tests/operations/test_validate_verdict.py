@@ -1,11 +1,15 @@
 """The words that a validation ends in, from made-up figures: what may pass, what must not."""
 
+import shlex
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from loratools.cli.validate import command
 from loratools.operations.validation.one_pass import Pass, Seen
+from loratools.operations.validation.report import command_line
 from loratools.operations.validation.result import EFFECT, LATENTS, MODULES, Control, Floor, Law, Modules, Route, fault
 from loratools.operations.validation.stage import Shown
 from loratools.operations.validation.truth import Spot, SpotError
@@ -152,6 +156,30 @@ def test_latents_without_numbers_are_infinitely_far():
     assert closeness([nan], [nan]).latents == (float("inf"),)
     assert closeness([good], [good]).latents == (0.0,)
     assert Route("x", "fail", "", judged=closeness([nan], [good])).to_dict()["judged"]["latents"] == [None]
+
+
+def test_the_command_of_a_report_is_the_validation_again():
+    """Every parameter stands in it, under the names of the command line's own options."""
+    parameters = {
+        "to": ["kohya", "peft"], "skip": ["loaded", "merged"], "steps": 3, "guidance": 2.5, "size": [64, 32],
+        "frames": 5, "scheduler": "ddim", "inputs": {}, "dtype": "BF16", "device": "cuda", "offload": True,
+        "negative_controls": True, "require_loaded": True, "config": "a folder", "prediction_type": "epsilon",
+        "tokenizer": ["one", "tokenizer_2=two"], "variant": "fp16", "arch": "sd1", "allow_partial": True,
+        "unsafe_pickle": True,
+    }  # fmt: skip
+    adapters = [{"path": "a b.safetensors", "scale": 0.1}]
+    scenes = [(prompt, seed) for prompt in ("one", "two") for seed in (3, 4)]
+    result = SimpleNamespace(parameters=parameters, pipeline={"path": "base"}, adapters=adapters, scenes=scenes)
+    program, verb, *words = shlex.split(command_line(result))
+    assert (program, verb) == ("loratools", "validate")
+    found = command.make_context("validate", words).params
+    assert (found["pipeline"], found["loras"]) == ("base", ("a b.safetensors=0.1",))
+    assert (found["prompts"], found["seeds"]) == (("one", "two"), (3, 4))
+    for name, value in parameters.items():
+        if name != "inputs":
+            assert found[name] == (tuple(value) if isinstance(value, list) else value), name
+    parameters["inputs"] = {"sigmas": "[1.0]"}
+    assert "sigmas" in command_line(result).partition("#")[2]
 
 
 def test_shown_compares_only_the_scenes_that_were_drawn():

@@ -238,6 +238,7 @@ def test_a_single_file_is_validated_as_the_pipeline_that_is_made_of_it(pipeline,
 
 def test_what_cannot_be_validated_is_refused_before_anything_is_drawn(pipeline, made, small, tmp_path, monkeypatch):
     base = pipeline("sd1")
+    (tmp_path / "mine.txt").write_text("")
     with pytest.raises(NotRepresentable):
         lt.validate(base, [made("loha", "sd1")], to=["diffusers"])
     for how in (
@@ -248,9 +249,14 @@ def test_what_cannot_be_validated_is_refused_before_anything_is_drawn(pipeline, 
         {"prompts": []},
         {"steps": 0},
         {"to": ["kohia"]},
+        {"config": str(base), "variant": "fp16", "skip": ["merged", "extracted"]},
+        {"tokenizer": "tokenizer"},
+        {"prediction_type": "epsilon"},
+        {"report": str(tmp_path), "overwrite": False},
     ):
-        with pytest.raises(UsageError):
-            lt.validate(base, [small], **how)
+        for does in (lt.validate, plan_validate):
+            with pytest.raises(UsageError):
+                does(base, [small], **how)
     with pytest.raises(UsageError):
         lt.validate(base, [])
     with pytest.raises(PathNotFound):

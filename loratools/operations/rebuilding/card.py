@@ -6,21 +6,22 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from loratools.hub.tasks import Task
 from loratools.operations.outputs.provenance import PENDING
 from loratools.operations.recipes.record import RECIPE, Ingredient
 from loratools.tensors.source import LocalFile
 
-CARD = "README.md"
-
 
 @dataclass(frozen=True)
 class Card:
-    """What a card tells. `hub_base` is the base's name on the Hub, where it has one; `base_licence` what its own card
-    says; `words` are the trigger words by adapter; `variant` is needed to load it; `linked` files may be hard links.
+    """What a card tells. `task` is what the pipeline makes, where that is told; `hub_base` is the base's name on the
+    Hub, where it has one; `base_licence` what its own card says; `words` are the trigger words by adapter; `variant` is
+    needed to load it; `linked` files may be hard links.
     """
 
     ingredients: Sequence[Ingredient]
     pipeline: str
+    task: Task | None = None
     hub_base: str | None = None
     base_licence: str | None = None
     words: Mapping[str, Sequence[str]] | None = None
@@ -36,7 +37,7 @@ class Card:
             "base_model_relation": "merge" if self.hub_base and adapters else None,
             "library_name": "diffusers",
             "license": "unknown",
-            "pipeline_tag": "text-to-image",
+            "pipeline_tag": self.task.tag if self.task else None,
             "tags": ["diffusers", *(["lora", "merge"] if adapters else []), "loratools"],
         }
         # A JSON value is a YAML value: whatever stands in a name, it stays a name.
@@ -52,6 +53,7 @@ class Card:
         for name, words in (self.words or {}).items():
             lines += ["", f"Words that call {plain(name)}: {', '.join(plain(word) for word in words)}"]
         variant = f', variant="{self.variant}"' if self.variant else ""
+        made, chosen = (self.task.one, f".{self.task.results}[0]") if self.task else ("result", "")
         lines += [
             "",
             "## Use",
@@ -60,7 +62,7 @@ class Card:
             "from diffusers import DiffusionPipeline",
             "",
             f'pipeline = DiffusionPipeline.from_pretrained("path/to/this/folder"{variant})',
-            'image = pipeline("a photograph of an astronaut riding a horse").images[0]',
+            f'{made} = pipeline("a photograph of an astronaut riding a horse"){chosen}',
             "```",
             "",
             "## Licence",

@@ -9,7 +9,7 @@ from typing import Any
 
 from loratools.architectures.registry import ARCHITECTURES
 from loratools.bases.checkpoint import Checkpoint
-from loratools.bases.pipeline_index import PIPELINE
+from loratools.bases.pipeline_index import PIPELINE, components_of
 from loratools.errors import ArchitectureMismatch, UsageError, WrongRole
 from loratools.operations.lora import Lora
 from loratools.operations.merging.matches import shared_architecture
@@ -49,12 +49,7 @@ def pipeline_base(
     where file and configuration disagree, Unavailable for what is nowhere on this machine.
     """
     if checkpoint.folder and PIPELINE in checkpoint.others:
-        useless = {"--config": config, "--tokenizer": tokenizer, "--prediction-type": prediction}
-        for option, value in useless.items():
-            if value:
-                raise UsageError(
-                    f"{option} is for a single file", path=checkpoint.name, hint="a pipeline folder has its own"
-                )
+        refuse_for_folder(checkpoint.name, config, tokenizer, prediction)
         return PipelineBase(checkpoint, {})
     if len({id(item.part) for item in checkpoint.weights}) != 1:
         raise WrongRole(
@@ -85,6 +80,14 @@ def pipeline_base(
     )
 
 
+def refuse_for_folder(folder: str, config: Any, tokenizer: Any, prediction: str | None) -> None:
+    """Raise UsageError for options that only a single file needs."""
+    for option, value in {"--config": config, "--tokenizer": tokenizer, "--prediction-type": prediction}.items():
+        if value:
+            raise UsageError(f"{option} is for a single file", path=folder, hint="a pipeline folder has its own")
+
+
 def _present(files: Mapping[str, bytes | LocalFile], index: Mapping[str, Any]) -> dict[str, bytes | LocalFile]:
     """The configuration files of the components that the pipeline has after all."""
-    return {name: file for name, file in files.items() if (index.get(name.partition("/")[0]) or [None])[0] is not None}
+    there = components_of(index)
+    return {name: file for name, file in files.items() if name.partition("/")[0] in there}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -52,6 +53,13 @@ HOMES = (
     Home("flux1", "tokenizer_2", "black-forest-labs/FLUX.1-schnell", "tokenizer_2"),
     Home("flux1", "tokenizer", _CLIP_L, ""),
 )
+
+
+def texts(tokenizer: str | os.PathLike[str] | Sequence[str] | None) -> tuple[str, ...]:
+    """What a caller names as tokenizers: `DIR`, or several `NAME=DIR`."""
+    if tokenizer is None:
+        return ()
+    return (os.fspath(tokenizer),) if isinstance(tokenizer, str | os.PathLike) else tuple(map(os.fspath, tokenizer))
 
 
 def tokenizer_files(settings: Settings, architecture: str, given: Sequence[str]) -> dict[str, LocalFile]:

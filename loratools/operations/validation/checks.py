@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from loratools.operations.validation.result import MODULES, Law, Modules
@@ -53,7 +54,7 @@ def mistakes(stage: Stage, held: Sequence[Any]) -> Iterator[Mistake]:
     if not ordered:
         return
     for what, spot in (("smallest", ordered[0]), ("median", ordered[len(ordered) // 2])):
-        yield Mistake(f"{what} module left out", spot.name, lambda spot=spot: stage.written({spot: None}))  # type: ignore[misc]
+        yield Mistake(f"{what} module left out", spot.name, partial(stage.written, {spot: None}))
     yield Mistake("scale off by 1 %", f"every scale times {OFF}", lambda: _rescaled(held))
     pair = _pair(stage, ordered)
     if pair is not None:

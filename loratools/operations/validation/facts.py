@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from loratools.bases.pipeline_index import PIPELINE, components_of
+from loratools.formats.opening import read_config
 from loratools.operations.outputs.provenance import InputHashes
 from loratools.operations.validation.inputs import Inputs
 
@@ -36,7 +37,7 @@ def versions(device: str) -> dict[str, str]:
 def pipeline_facts(inputs: Inputs, hashes: InputHashes) -> dict[str, Any]:
     """The pipeline: its folder, class, components, and the SHA-256 of its files of weights."""
     made = inputs.folder != inputs.base
-    index = json.loads((inputs.folder / "model_index.json").read_text(encoding="utf-8"))
+    index = read_config(inputs.folder / PIPELINE)
     known = [item["sha256"] for item in hashes.inputs()]
     return {
         "path": str(inputs.base),
@@ -44,7 +45,7 @@ def pipeline_facts(inputs: Inputs, hashes: InputHashes) -> dict[str, Any]:
         "class": index.get("_class_name"),
         "architecture": inputs.architecture,
         "variant": inputs.variant,
-        "components": [name for name, entry in index.items() if isinstance(entry, list) and entry[0] is not None],
+        "components": list(components_of(index)),
         "files": [{"name": name, "sha256": digest} for (name, _), digest in zip(inputs.files, known, strict=False)],
     }
 

@@ -24,6 +24,7 @@ from loratools.operations.lora import Lora
 from loratools.operations.merge import PendingMerge, plan_merge
 from loratools.operations.merging.matches import Weighted, opened
 from loratools.operations.rebuild import rebuild
+from loratools.operations.rebuilding.pipeline_base import refuse_for_folder
 from loratools.operations.validation.truth import Truth
 from loratools.pipelines.own_loader import Adapter
 from loratools.tensors.source import LocalFile
@@ -205,8 +206,8 @@ def open_inputs(
     if not (base / PIPELINE).is_file():
         folder = work / "pipeline"
         rebuild(base, (), folder, check=False, arch=arch, unsafe_pickle=unsafe_pickle, **how)
-    elif how.get("variant") is None and how.get("config"):
-        raise UsageError("a pipeline folder has its own configurations", hint="leave config away")
+    else:
+        refuse_for_folder(str(base), how.get("config"), how.get("tokenizer"), how.get("prediction_type"))
     checked: dict[str, Any] = {"allow_partial": allow_partial, "unsafe_pickle": unsafe_pickle}
     pending = plan_merge(folder, given, arch=arch, **checked)
     name = pending.plan.architecture

@@ -17,7 +17,9 @@ from loratools.operations.convert import convert
 from loratools.operations.merge import plan_merge
 from loratools.operations.merging.matches import Weighted
 from loratools.operations.merging.result import Applied
+from loratools.operations.rebuilding.pipeline_base import refuse_for_folder
 from loratools.operations.validation.inputs import float32_bytes, located_inputs
+from loratools.operations.validation.options import require_options
 from loratools.pipelines import room
 
 
@@ -68,25 +70,48 @@ def plan_validate(
     skip: Sequence[str] = (),
     prompts: Sequence[str] = ("",),
     seeds: Sequence[int] = (0,),
+    steps: int = 8,
+    scheduler: str | None = None,
     dtype: str = "F32",
     device: str = "cpu",
     offload: bool = False,
+    report: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
     work: str | os.PathLike[str] | None = None,
+    config: str | os.PathLike[str] | None = None,
+    tokenizer: str | os.PathLike[str] | Sequence[str] | None = None,
+    prediction_type: str | None = None,
     variant: str | None = None,
     arch: str | None = None,
     allow_partial: bool = False,
     unsafe_pickle: bool = False,
-    **_others: Any,
+    **_drawing: Any,
 ) -> ValidationPlan:
-    """The plan of `validate` with the same options; raises what it would before the first picture."""
+    """The plan of `validate` with the same options, of which `_drawing` change what is drawn alone; raises what it
+    would before the first picture, but for a single file's configuration and tokenizers.
+    """
+    require_options(
+        skip=skip,
+        prompts=prompts,
+        seeds=seeds,
+        steps=steps,
+        scheduler=scheduler,
+        dtype=dtype,
+        device=device,
+        report=report,
+        overwrite=overwrite,
+    )
     checked: dict[str, Any] = {"allow_partial": allow_partial, "unsafe_pickle": unsafe_pickle}
     base, given = located_inputs(pipeline, adapters, arch=arch, variant=variant, unsafe_pickle=unsafe_pickle)
-    pending = plan_merge(base, given, arch=arch, bare=not (base / PIPELINE).is_file(), **checked)
+    if (base / PIPELINE).is_file():
+        refuse_for_folder(str(base), config, tokenizer, prediction_type)
+    pending = plan_merge(base, given, arch=arch, **checked)
     name = pending.plan.architecture
     routes, not_held = ["base", "reference"], []
     if "loaded" not in skip:
         routes.append("loaded")
-    for form in () if "converted" in skip else to or [item.id for item in FORMATS]:
+    forms = [item.id for item in FORMATS] if to is None else to
+    for form in () if "converted" in skip else forms:
         try:
             for lora, _ in given:
                 convert(lora, to=form, arch=name, **checked)

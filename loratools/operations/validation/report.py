@@ -6,7 +6,7 @@ import shlex
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
-from loratools.operations.validation.result import LATENTS, MODULES, Control, Law, Route, Validation
+from loratools.operations.validation.result import LATENTS, MODULES, Control, Law, Route, Validation, finite
 from loratools.pipelines.closeness import Closeness, PictureError, eight_bit
 from loratools.reports.evidence import (
     BASE,
@@ -66,28 +66,29 @@ def command_line(result: Validation) -> str:
         words += ["--prompt", prompt]
     for seed in dict.fromkeys(seed for _, seed in result.scenes):
         words += ["--seed", str(seed)]
-    for name in how["to"] or ():
-        words += ["--to", name]
+    for option in ("to", "tokenizer"):
+        for text in how[option] or ():
+            words += [f"--{option}", text]
     options = {
         "--steps": how["steps"],
         "--guidance": how["guidance"],
         "--size": "x".join(map(str, how["size"])) if how["size"] else None,
-        "--frames": how.get("frames"),
+        "--frames": how["frames"],
         "--scheduler": how["scheduler"],
         "--dtype": None if how["dtype"] == "F32" else how["dtype"],
         "--device": None if how["device"] == "cpu" else how["device"],
         "--skip": ",".join(how["skip"]) or None,
         "--config": how["config"],
-        "--tokenizer": how["tokenizer"],
         "--prediction-type": how["prediction_type"],
         "--variant": how["variant"],
         "--arch": how["arch"],
     }
     words += [word for name, value in options.items() if value is not None for word in (name, str(value))]
-    for flag in ("offload", "negative_controls", "require_loaded", "allow_partial"):
+    for flag in ("offload", "negative_controls", "require_loaded", "allow_partial", "unsafe_pickle"):
         if how[flag]:
             words.append(f"--{flag.replace('_', '-')}")
-    return shlex.join(words)
+    given = f"  # inputs that Python's validate was given are missing: {', '.join(how['inputs'])}"
+    return shlex.join(words) + (given if how["inputs"] else "")
 
 
 def _summary(result: Validation) -> str:
@@ -120,7 +121,7 @@ def _route(route: Route, result: Validation) -> RouteRow:
     modules = route.modules
     figures: list[Figure] = []
     if modules is not None:
-        figures.append(Figure("modules, worst", _number(modules.worst), limit=MODULES))
+        figures.append(Figure("modules, worst", finite(modules.worst), limit=MODULES))
     if route.judged is not None:
         figures += _figures(
             route.judged, limited=route.name not in ("base", "reference"), floor=_floor(result, narrow=False)
@@ -128,7 +129,7 @@ def _route(route: Route, result: Validation) -> RouteRow:
     if route.in_dtype is not None:
         figures.append(
             Figure(
-                f"latents in {result.dtype}", _number(route.in_dtype.worst_latents), floor=_floor(result, narrow=True)
+                f"latents in {result.dtype}", finite(route.in_dtype.worst_latents), floor=_floor(result, narrow=True)
             )
         )
     named = modules.beyond[:NAMED] if modules else ()
@@ -157,7 +158,7 @@ def _panel(route: Route, at: int, result: Validation) -> Panel:
     figures: tuple[Figure, ...] = ()
     if found is not None and at < len(found.latents):
         floor = _floor(result, narrow=route.in_dtype is not None)
-        figures = (Figure("latents", _number(found.latents[at]), floor=floor), *_picture(found.pictures[at]))
+        figures = (Figure("latents", finite(found.latents[at]), floor=floor), *_picture(found.pictures[at]))
     reference = _pixels(next((item for item in result.routes if item.name == "reference"), None), at)
     if pixels is not None and reference is not None and name != REFERENCE:
         figures += tuple(item for item in measure(pixels, reference) if item.name in {"mean", "SSIM", "LPIPS"})
@@ -176,9 +177,9 @@ def _pixels(route: Route | None, at: int) -> Pixels | None:
 
 
 def _figures(found: Closeness, *, limited: bool, floor: float | None = None) -> tuple[Figure, ...]:
-    rows = [Figure("latents", _number(found.worst_latents), limit=LATENTS if limited else None, floor=floor)]
+    rows = [Figure("latents", finite(found.worst_latents), limit=LATENTS if limited else None, floor=floor)]
     if found.worst_denoiser is not None:
-        rows.append(Figure("denoiser", _number(found.worst_denoiser)))
+        rows.append(Figure("denoiser", finite(found.worst_denoiser)))
     return (*rows, *_picture(found.worst_picture))
 
 
@@ -211,11 +212,11 @@ def _modules(result: Validation) -> list[ModuleRow]:
 
 def _control(control: Control, result: Validation) -> ControlRow:
     figures = [
-        Figure("modules, worst", _number(control.modules), limit=MODULES),
-        Figure("latents", _number(control.latents), limit=LATENTS),
+        Figure("modules, worst", finite(control.modules), limit=MODULES),
+        Figure("latents", finite(control.latents), limit=LATENTS),
     ]
     if control.in_dtype is not None:
-        figures.append(Figure(f"latents in {result.dtype}", _number(control.in_dtype)))
+        figures.append(Figure(f"latents in {result.dtype}", finite(control.in_dtype)))
     seen = {
         "modules": control.by_modules,
         "latents": control.by_latents,
@@ -231,7 +232,7 @@ def _control(control: Control, result: Validation) -> ControlRow:
 
 
 def _law(law: Law) -> LawRow:
-    figure = Figure("measured", _number(law.error), limit=law.limit)
+    figure = Figure("measured", finite(law.error), limit=law.limit)
     return LawRow(law.name, "pass" if law.holds else "fail", (figure,), law.explains)
 
 
@@ -243,7 +244,3 @@ def _floor(result: Validation, *, narrow: bool) -> float | None:
         if narrow == (floor.name == "dtype" or floor.name.endswith(f", {result.dtype}"))
     ]
     return max(found, default=None)
-
-
-def _number(value: float) -> float | None:
-    return value if value == value and abs(value) != float("inf") else None  # noqa: PLR0124 - NaN is not itself

@@ -1,6 +1,7 @@
-"""The truth that every route is held to: the change of each weight as a float64 product, straight from the factors.
+"""The truth that every route is held to: the change of each weight in float64, straight from the factors.
 
-It shares nothing with what injects or merges adapters but the reading of the file.
+For LoRA, which is their product, it shares nothing with what injects or merges adapters but the reading of the file;
+for other kinds the formula as well, which tests hold to their trainers.
 """
 
 from __future__ import annotations
