@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from loratools.architectures.architecture import Architecture, Component, Variant
 from loratools.architectures.naming import Naming, canonical_naming
-from loratools.architectures.rules import Rule, rename, same
+from loratools.architectures.rules import Rule, rename, renamed, same
 
 BLOCK = "layers.{i<24}."
 TIMES = ("time_embed.", "time_embed_r.")
@@ -26,7 +26,7 @@ BLOCK_SAME = ("self_attn_norm", "cross_attn_norm", "mlp_norm", "mlp.gate_proj", 
 PARAMETERS = ("scale_shift_table", BLOCK + "scale_shift_table")
 
 ORIGINAL: tuple[Rule, ...] = (
-    *(rename(ours, theirs) for ours, theirs in ENDS),
+    *renamed(ENDS),
     *map(same, ENDS_SAME),
     *(same(path, joint="") for path in PARAMETERS),
     *(
@@ -44,11 +44,7 @@ ACE_STEP = Architecture(
     components=(
         Component(
             "transformer",
-            (
-                canonical_naming(ORIGINAL, "diffusers", bare=PARAMETERS),
-                Naming("original", ORIGINAL),
-                Naming("comfy", COMFY),
-            ),
+            (canonical_naming(ORIGINAL, "diffusers"), Naming("original", ORIGINAL), Naming("comfy", COMFY)),
             short=("unet", "transformer"),
             checkpoint=("model.diffusion_model.", ""),
         ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from loratools.architectures.architecture import Architecture, Component, Variant
 from loratools.architectures.naming import Naming, canonical_naming
-from loratools.architectures.rules import Rule, rename, same, swap_halves
+from loratools.architectures.rules import Rule, rename, renamed, same, swap_halves
 
 OURS, THEIRS = "joint_transformer_blocks.{i<4}.", "double_layers.{i<4}."
 OURS_SINGLE, THEIRS_SINGLE = "single_transformer_blocks.{i<32}.", "single_layers.{i<32}."
@@ -49,11 +49,11 @@ PARAMETERS = ("register_tokens", "pos_embed.pos_embed")
 ORIGINAL: tuple[Rule, ...] = (
     same("register_tokens", joint=""),
     rename("pos_embed.pos_embed", "positional_encoding", joint=""),
-    *(rename(ours, theirs) for ours, theirs in ENDS),
+    *renamed(ENDS),
     # The original stacks (shift, scale), diffusers (scale, shift).
     swap_halves("norm_out.linear", "modF.1"),
-    *(rename(OURS + ours, THEIRS + theirs) for ours, theirs in JOINT),
-    *(rename(OURS_SINGLE + ours, THEIRS_SINGLE + theirs) for ours, theirs in SINGLE),
+    *renamed(JOINT, OURS, THEIRS),
+    *renamed(SINGLE, OURS_SINGLE, THEIRS_SINGLE),
 )
 
 AURAFLOW = Architecture(
@@ -62,7 +62,7 @@ AURAFLOW = Architecture(
     components=(
         Component(
             "transformer",
-            (canonical_naming(ORIGINAL, "diffusers", bare=PARAMETERS), Naming("original", ORIGINAL)),
+            (canonical_naming(ORIGINAL, "diffusers"), Naming("original", ORIGINAL)),
             short=("unet", "transformer"),
             checkpoint=("model.diffusion_model.", ""),
         ),

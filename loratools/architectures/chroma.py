@@ -5,7 +5,7 @@ from __future__ import annotations
 from loratools.architectures import flux1
 from loratools.architectures.architecture import Architecture, Component, Variant
 from loratools.architectures.naming import Naming, canonical_naming
-from loratools.architectures.rules import Rule, fuse, rename, same
+from loratools.architectures.rules import Rule, fuse, fused, rename, renamed, same
 from loratools.architectures.text_encoders import T5
 
 GUIDANCE = "distilled_guidance_layer."
@@ -20,20 +20,17 @@ BFL: tuple[Rule, ...] = (
     rename(GUIDANCE_LAYER + "linear_1", GUIDANCE_LAYER + "in_layer"),
     rename(GUIDANCE_LAYER + "linear_2", GUIDANCE_LAYER + "out_layer"),
     rename(GUIDANCE + "norms.{n<5}", GUIDANCE + "norms.{n<5}", weight="scale"),
-    *(rename(ours, theirs) for ours, theirs in ENDS),
-    *(rename(flux1.OURS + ours, flux1.THEIRS + theirs) for ours, theirs in DOUBLE),
-    *(fuse(tuple(flux1.OURS + part for part in parts), flux1.THEIRS + whole) for parts, whole in flux1.DOUBLE_FUSED),
-    *(rename(flux1.OURS + ours, flux1.THEIRS + theirs, weight="scale") for ours, theirs in flux1.DOUBLE_NORMS),
-    *(rename(flux1.OURS_SINGLE + ours, flux1.THEIRS_SINGLE + theirs) for ours, theirs in SINGLE),
+    *renamed(ENDS),
+    *renamed(DOUBLE, flux1.OURS, flux1.THEIRS),
+    *fused(flux1.DOUBLE_FUSED, flux1.OURS, flux1.THEIRS),
+    *renamed(flux1.DOUBLE_NORMS, flux1.OURS, flux1.THEIRS, weight="scale"),
+    *renamed(SINGLE, flux1.OURS_SINGLE, flux1.THEIRS_SINGLE),
     fuse(
         tuple(flux1.OURS_SINGLE + part for part in flux1.SINGLE_FUSED),
         flux1.THEIRS_SINGLE + "linear1",
         ratio=flux1.SINGLE_RATIO,
     ),
-    *(
-        rename(flux1.OURS_SINGLE + ours, flux1.THEIRS_SINGLE + theirs, weight="scale")
-        for ours, theirs in flux1.SINGLE_NORMS
-    ),
+    *renamed(flux1.SINGLE_NORMS, flux1.OURS_SINGLE, flux1.THEIRS_SINGLE, weight="scale"),
 )
 
 CHROMA = Architecture(

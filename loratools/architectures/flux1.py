@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from loratools.architectures.architecture import Architecture, Component, Variant
 from loratools.architectures.naming import Naming, canonical_naming
-from loratools.architectures.rules import Rule, fuse, rename, swap_halves
+from loratools.architectures.rules import Rule, fuse, fused, rename, renamed, swap_halves
 from loratools.architectures.text_encoders import CLIP_L, T5
 
 OURS, THEIRS = "transformer_blocks.{i<19}.", "double_blocks.{i<19}."
@@ -54,15 +54,15 @@ SINGLE_NORMS = (
 )  # fmt: skip
 
 BFL: tuple[Rule, ...] = (
-    *(rename(ours, theirs) for ours, theirs in ENDS),
+    *renamed(ENDS),
     # BFL stacks (shift, scale), diffusers (scale, shift).
     swap_halves("norm_out.linear", "final_layer.adaLN_modulation.1"),
-    *(rename(OURS + ours, THEIRS + theirs) for ours, theirs in DOUBLE),
-    *(fuse(tuple(OURS + part for part in parts), THEIRS + whole) for parts, whole in DOUBLE_FUSED),
-    *(rename(OURS + ours, THEIRS + theirs, weight="scale") for ours, theirs in DOUBLE_NORMS),
-    *(rename(OURS_SINGLE + ours, THEIRS_SINGLE + theirs) for ours, theirs in SINGLE),
+    *renamed(DOUBLE, OURS, THEIRS),
+    *fused(DOUBLE_FUSED, OURS, THEIRS),
+    *renamed(DOUBLE_NORMS, OURS, THEIRS, weight="scale"),
+    *renamed(SINGLE, OURS_SINGLE, THEIRS_SINGLE),
     fuse(tuple(OURS_SINGLE + part for part in SINGLE_FUSED), THEIRS_SINGLE + "linear1", ratio=SINGLE_RATIO),
-    *(rename(OURS_SINGLE + ours, THEIRS_SINGLE + theirs, weight="scale") for ours, theirs in SINGLE_NORMS),
+    *renamed(SINGLE_NORMS, OURS_SINGLE, THEIRS_SINGLE, weight="scale"),
 )
 
 # XLabs' processors hold LoRA layers beside the attentions, 1 for the image and 2 for the text.

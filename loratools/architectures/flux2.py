@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from loratools.architectures.architecture import Architecture, Component, Variant
+from loratools.architectures.flux1 import DOUBLE_FUSED, DOUBLE_NORMS, SINGLE_NORMS
 from loratools.architectures.naming import Naming, canonical_naming
-from loratools.architectures.rules import Rule, fuse, rename, swap_halves
+from loratools.architectures.rules import Rule, fused, renamed, swap_halves
 
 OURS, THEIRS = "transformer_blocks.{i<8}.", "double_blocks.{i<8}."
 OURS_SINGLE, THEIRS_SINGLE = "single_transformer_blocks.{i<48}.", "single_blocks.{i<48}."
@@ -30,34 +31,20 @@ DOUBLE = (
     ("ff_context.linear_in",      "txt_mlp.0"),
     ("ff_context.linear_out",     "txt_mlp.2"),
 )  # fmt: skip
-DOUBLE_FUSED = (
-    (("attn.to_q", "attn.to_k", "attn.to_v"),                      "img_attn.qkv"),
-    (("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),    "txt_attn.qkv"),
-)  # fmt: skip
-DOUBLE_NORMS = (
-    ("attn.norm_q",               "img_attn.norm.query_norm"),
-    ("attn.norm_k",               "img_attn.norm.key_norm"),
-    ("attn.norm_added_q",         "txt_attn.norm.query_norm"),
-    ("attn.norm_added_k",         "txt_attn.norm.key_norm"),
-)  # fmt: skip
 SINGLE = (
     ("attn.to_qkv_mlp_proj",      "linear1"),
     ("attn.to_out",               "linear2"),
 )  # fmt: skip
-SINGLE_NORMS = (
-    ("attn.norm_q",               "norm.query_norm"),
-    ("attn.norm_k",               "norm.key_norm"),
-)  # fmt: skip
 
 BFL: tuple[Rule, ...] = (
-    *(rename(ours, theirs) for ours, theirs in ENDS),
+    *renamed(ENDS),
     # BFL stacks (shift, scale), diffusers (scale, shift).
     swap_halves("norm_out.linear", "final_layer.adaLN_modulation.1"),
-    *(rename(OURS + ours, THEIRS + theirs) for ours, theirs in DOUBLE),
-    *(fuse(tuple(OURS + part for part in parts), THEIRS + whole) for parts, whole in DOUBLE_FUSED),
-    *(rename(OURS + ours, THEIRS + theirs, weight="scale") for ours, theirs in DOUBLE_NORMS),
-    *(rename(OURS_SINGLE + ours, THEIRS_SINGLE + theirs) for ours, theirs in SINGLE),
-    *(rename(OURS_SINGLE + ours, THEIRS_SINGLE + theirs, weight="scale") for ours, theirs in SINGLE_NORMS),
+    *renamed(DOUBLE, OURS, THEIRS),
+    *fused(DOUBLE_FUSED, OURS, THEIRS),
+    *renamed(DOUBLE_NORMS, OURS, THEIRS, weight="scale"),
+    *renamed(SINGLE, OURS_SINGLE, THEIRS_SINGLE),
+    *renamed(SINGLE_NORMS, OURS_SINGLE, THEIRS_SINGLE, weight="scale"),
 )
 
 FLUX2 = Architecture(

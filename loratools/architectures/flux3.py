@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from loratools.architectures.architecture import Architecture, Component, Variant
 from loratools.architectures.naming import Naming, canonical_naming
-from loratools.architectures.rules import Rule, rename, swap_halves
+from loratools.architectures.rules import Rule, rename, renamed, swap_halves
 
 BLOCKS = (
     # diffusers                            bfl
@@ -34,7 +34,7 @@ ENDS = (
 )  # fmt: skip
 
 BFL: tuple[Rule, ...] = (
-    *(rename(ours, theirs) for ours, theirs in ENDS),
+    *renamed(ENDS),
     # BFL stacks (shift, scale), diffusers (scale, shift).
     swap_halves("norm_out.linear", "final_layer.image.adaLN_modulation.1"),
     *(rename(f"{stream}.{mode}.linear", f"{stream}.{mode}.lin") for stream in STREAMS for mode in MODES),

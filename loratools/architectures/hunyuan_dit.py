@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from loratools.architectures.architecture import Architecture, Component, Variant
 from loratools.architectures.naming import Naming, canonical_naming
-from loratools.architectures.rules import Rule, fuse, rename, same, swap_halves
+from loratools.architectures.rules import Rule, fused, renamed, same, swap_halves
 
 BLOCK = "blocks.{i<40}."
 LATE = "blocks.{i<19*1+21}."  # takes in what the early half saw
@@ -50,12 +50,12 @@ PARAMETERS = (
 )  # fmt: skip
 
 ORIGINAL: tuple[Rule, ...] = (
-    *(rename(ours, theirs) for ours, theirs in ENDS),
-    *(rename(ours, theirs, joint="") for ours, theirs in PARAMETERS),
+    *renamed(ENDS),
+    *renamed(PARAMETERS, joint=""),
     # The original stacks (shift, scale), diffusers (scale, shift).
     swap_halves("norm_out.linear", "final_layer.adaLN_modulation.1"),
-    *(rename(BLOCK + ours, BLOCK + theirs) for ours, theirs in MODULES),
-    *(fuse(tuple(BLOCK + part for part in parts), BLOCK + whole) for parts, whole in FUSED),
+    *renamed(MODULES, BLOCK, BLOCK),
+    *fused(FUSED, BLOCK, BLOCK),
     *(same(LATE + path) for path in ("skip_norm", "skip_linear")),
 )
 
@@ -65,10 +65,7 @@ HUNYUAN_DIT = Architecture(
     components=(
         Component(
             "transformer",
-            (
-                canonical_naming(ORIGINAL, "diffusers", bare=[ours for ours, _ in PARAMETERS]),
-                Naming("original", ORIGINAL),
-            ),
+            (canonical_naming(ORIGINAL, "diffusers"), Naming("original", ORIGINAL)),
             short=("unet", "transformer"),
             checkpoint=("model.diffusion_model.", ""),
         ),

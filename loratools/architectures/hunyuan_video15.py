@@ -7,7 +7,8 @@ from loratools.architectures.hunyuan import ORIGINAL as COLUMN
 from loratools.architectures.hunyuan import common
 from loratools.architectures.language_encoders import QWEN25_7B
 from loratools.architectures.naming import Naming, canonical_naming
-from loratools.architectures.rules import Rule, rename
+from loratools.architectures.rules import Rule, renamed
+from loratools.architectures.text_encoders import BYT5
 
 ENDS = (
     # diffusers                                  original
@@ -25,7 +26,7 @@ ENDS = (
 )  # fmt: skip
 
 ORIGINAL: tuple[Rule, ...] = (
-    *(rename(ours, theirs) for ours, theirs in ENDS),
+    *renamed(ENDS),
     *common(COLUMN, 54, fused=False),
 )
 
@@ -40,6 +41,7 @@ HUNYUAN_VIDEO15 = Architecture(
             checkpoint=("model.diffusion_model.", ""),
         ),
         Component("text_encoder", QWEN25_7B, short=(), checkpoint=("text_encoders.qwen25_7b.transformer.",)),
+        Component("text_encoder_2", BYT5, short=(), checkpoint=("text_encoders.byt5_small.transformer.",)),
     ),
     variants=(Variant("base", "hunyuan-video-1.5"),),
     kohya="original",

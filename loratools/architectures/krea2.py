@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from loratools.architectures.architecture import Architecture, Component, Variant
 from loratools.architectures.naming import Naming, canonical_naming
-from loratools.architectures.rules import Rule, rename
+from loratools.architectures.rules import Rule, rename, renamed
 
 # The blocks, and the two stacks that fuse what the layers of the text encoder saw.
 BLOCKS = (
@@ -46,11 +46,11 @@ PARAMETERS = (
 )  # fmt: skip
 
 ORIGINAL: tuple[Rule, ...] = (
-    *(rename(ours, theirs) for ours, theirs in ENDS),
-    *(rename(ours, theirs, weight="scale") for ours, theirs in ENDS_NORMS),
+    *renamed(ENDS),
+    *renamed(ENDS_NORMS, weight="scale"),
     *(rename(ours + here, theirs + there) for ours, theirs in BLOCKS for here, there in BLOCK),
     *(rename(ours + here, theirs + there, weight="scale") for ours, theirs in BLOCKS for here, there in BLOCK_NORMS),
-    *(rename(ours, theirs, joint="") for ours, theirs in PARAMETERS),
+    *renamed(PARAMETERS, joint=""),
 )
 
 KREA2 = Architecture(
@@ -59,10 +59,7 @@ KREA2 = Architecture(
     components=(
         Component(
             "transformer",
-            (
-                canonical_naming(ORIGINAL, "diffusers", bare=[ours for ours, _ in PARAMETERS]),
-                Naming("original", ORIGINAL),
-            ),
+            (canonical_naming(ORIGINAL, "diffusers"), Naming("original", ORIGINAL)),
             short=("unet", "transformer"),
             checkpoint=("model.diffusion_model.", ""),
         ),

@@ -8,7 +8,7 @@ from __future__ import annotations
 from loratools.architectures.architecture import Architecture, Component, Variant
 from loratools.architectures.ltx_video import ATTENTION, FEED_FORWARD, NORMS
 from loratools.architectures.naming import Naming, canonical_naming
-from loratools.architectures.rules import Rule, rename, same
+from loratools.architectures.rules import Rule, rename, renamed, same
 
 BLOCK = "transformer_blocks.{i<48}."
 EMBEDDERS = (
@@ -44,9 +44,9 @@ PARAMETERS = (
 
 ORIGINAL: tuple[Rule, ...] = (
     *map(same, ENDS_SAME),
-    *(rename(ours, theirs) for ours, theirs in ENDS),
+    *renamed(ENDS),
     *(rename(f"{ours}.{leaf}", f"{theirs}.{leaf}") for ours, theirs in EMBEDDERS for leaf in EMBEDDER),
-    *(rename(ours, theirs, joint="") for ours, theirs in PARAMETERS),
+    *renamed(PARAMETERS, joint=""),
     *(same(f"{BLOCK}{place}.{leaf}") for place in ATTENTIONS for leaf in GATED),
     *(rename(f"{BLOCK}{place}.{ours}", f"{BLOCK}{place}.{theirs}") for place in ATTENTIONS for ours, theirs in NORMS),
     *(same(f"{BLOCK}{place}.{leaf}") for place in ("ff", "audio_ff") for leaf in FEED_FORWARD),
@@ -60,10 +60,9 @@ PROJECTIONS = (
     ("audio_text_proj_in",    "text_embedding_projection.audio_aggregate_embed"),
 )  # fmt: skip
 LAYERS = (*(f"attn1.{leaf}" for leaf in GATED), *(f"ff.{leaf}" for leaf in FEED_FORWARD))
-REGISTERS = tuple(ours + "learnable_registers" for ours, _ in CONNECTORS)
 
 CONNECTED: tuple[Rule, ...] = (
-    *(rename(ours, theirs) for ours, theirs in PROJECTIONS),
+    *renamed(PROJECTIONS),
     *(rename(ours + "learnable_registers", theirs + "learnable_registers", joint="") for ours, theirs in CONNECTORS),
     *(rename(ours + OURS + path, theirs + THEIRS + path) for ours, theirs in CONNECTORS for path in LAYERS),
     *(
@@ -79,16 +78,13 @@ LTX2 = Architecture(
     components=(
         Component(
             "transformer",
-            (
-                canonical_naming(ORIGINAL, "diffusers", bare=[ours for ours, _ in PARAMETERS]),
-                Naming("original", ORIGINAL),
-            ),
+            (canonical_naming(ORIGINAL, "diffusers"), Naming("original", ORIGINAL)),
             short=("unet", "transformer"),
             checkpoint=("model.diffusion_model.", ""),
         ),
         Component(
             "connectors",
-            (canonical_naming(CONNECTED, "diffusers", bare=REGISTERS), Naming("original", CONNECTED)),
+            (canonical_naming(CONNECTED, "diffusers"), Naming("original", CONNECTED)),
             short=(),
             inside="original",
         ),

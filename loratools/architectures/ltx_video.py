@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from loratools.architectures.architecture import Architecture, Component, Variant
 from loratools.architectures.naming import Naming, canonical_naming
-from loratools.architectures.rules import Rule, rename, same
+from loratools.architectures.rules import Rule, rename, renamed, same
 
 BLOCK = "transformer_blocks.{i<48}."
 ENDS = (
@@ -23,7 +23,7 @@ PARAMETERS = ("scale_shift_table", BLOCK + "scale_shift_table")
 ORIGINAL: tuple[Rule, ...] = (
     *map(same, ENDS_SAME),
     *(same(path, joint="") for path in PARAMETERS),
-    *(rename(ours, theirs) for ours, theirs in ENDS),
+    *renamed(ENDS),
     *(same(f"{BLOCK}{place}.{leaf}") for place in ("attn1", "attn2") for leaf in ATTENTION),
     *(
         rename(f"{BLOCK}{place}.{ours}", f"{BLOCK}{place}.{theirs}")
@@ -39,7 +39,7 @@ LTX_VIDEO = Architecture(
     components=(
         Component(
             "transformer",
-            (canonical_naming(ORIGINAL, "diffusers", bare=PARAMETERS), Naming("original", ORIGINAL)),
+            (canonical_naming(ORIGINAL, "diffusers"), Naming("original", ORIGINAL)),
             short=("unet", "transformer"),
             checkpoint=("model.diffusion_model.", ""),
         ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from loratools.architectures.architecture import Architecture, Component, Variant
 from loratools.architectures.language_encoders import GEMMA2_2B
 from loratools.architectures.naming import Naming, canonical_naming
-from loratools.architectures.rules import Rule, fuse, rename, same
+from loratools.architectures.rules import Rule, fuse, rename, renamed, same
 
 NOISE, CONTEXT, LAYERS = "noise_refiner.{i<2}.", "context_refiner.{i<2}.", "layers.{i<26}."
 BLOCKS = (NOISE, CONTEXT, LAYERS)
@@ -36,7 +36,7 @@ MODULATED = (("norm1.linear", "adaLN_modulation.1"), ("norm1.norm", "attention_n
 
 ORIGINAL: tuple[Rule, ...] = (
     same("x_embedder"),
-    *(rename(ours, theirs) for ours, theirs in ENDS),
+    *renamed(ENDS),
     *(rename(block + ours, block + theirs) for block in BLOCKS for ours, theirs in BLOCK),
     *(fuse(tuple(block + part for part in QKV), block + "attention.qkv", ratio=(3, 1, 1)) for block in BLOCKS),
     *(rename(block + ours, block + theirs) for block in (NOISE, LAYERS) for ours, theirs in MODULATED),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from loratools.architectures.architecture import Architecture, Component, Variant
 from loratools.architectures.naming import Naming, canonical_naming
-from loratools.architectures.rules import Rule, deal, fuse, rename, swap_halves
+from loratools.architectures.rules import Rule, deal, fuse, rename, renamed, swap_halves
 
 BLOCKS = (
     # diffusers                                 original
@@ -38,7 +38,7 @@ BLOCK = (
 QKV = ("attn.to_q", "attn.to_k", "attn.to_v")
 
 ORIGINAL: tuple[Rule, ...] = (
-    *(rename(ours, theirs) for ours, theirs in ENDS),
+    *renamed(ENDS),
     *(rename(ours + here, theirs + there) for ours, theirs in BLOCKS for here, there in BLOCK),
     *(fuse(tuple(ours + part for part in QKV), theirs + "attn.qkv_proj") for ours, theirs in BLOCKS),
     # The original stacks (gate, value), diffusers (value, gate).

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from loratools.architectures.architecture import Architecture, Component, Variant
 from loratools.architectures.naming import Naming, canonical_naming
-from loratools.architectures.rules import Rule, fuse, rename, same, swap_halves
+from loratools.architectures.rules import Rule, fused, rename, renamed, same, swap_halves
 
 OURS, THEIRS = "transformer_blocks.{i<48}.", "blocks.{i<48}."
 # The last block hands no text on.
@@ -42,14 +42,14 @@ BLOCK_BUT_LAST = (
 
 ORIGINAL: tuple[Rule, ...] = (
     same("pos_frequencies", joint=""),
-    *(rename(ours, theirs) for ours, theirs in ENDS),
+    *renamed(ENDS),
     # The original stacks (shift, scale) and (gate, value), diffusers the other way round.
     swap_halves("norm_out.linear", "final_layer.mod"),
     swap_halves(OURS + "ff.net.0.proj", THEIRS + "mlp_x.w1"),
     swap_halves(BUT_LAST[0] + "ff_context.net.0.proj", BUT_LAST[1] + "mlp_y.w1"),
-    *(rename(OURS + ours, THEIRS + theirs) for ours, theirs in BLOCK),
-    *(fuse(tuple(OURS + part for part in parts), THEIRS + whole) for parts, whole in BLOCK_FUSED),
-    *(rename(BUT_LAST[0] + ours, BUT_LAST[1] + theirs) for ours, theirs in BLOCK_BUT_LAST),
+    *renamed(BLOCK, OURS, THEIRS),
+    *fused(BLOCK_FUSED, OURS, THEIRS),
+    *renamed(BLOCK_BUT_LAST, *BUT_LAST),
     rename(LAST[0] + "norm1_context.linear_1", LAST[1] + "mod_y"),
 )
 
@@ -59,7 +59,7 @@ MOCHI = Architecture(
     components=(
         Component(
             "transformer",
-            (canonical_naming(ORIGINAL, "diffusers", bare=("pos_frequencies",)), Naming("original", ORIGINAL)),
+            (canonical_naming(ORIGINAL, "diffusers"), Naming("original", ORIGINAL)),
             short=("unet", "transformer"),
             checkpoint=("model.diffusion_model.", ""),
         ),

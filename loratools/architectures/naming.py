@@ -7,7 +7,7 @@ spellings of one path share a skeleton, so a key never needs guessing: `down_blo
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, cached_property
 from itertools import product
 from math import prod
@@ -278,7 +278,6 @@ def _placement(values: Mapping[str, int], rule: Rule, first: str) -> Placement:
     return Placement(native, paths, rule.ratio, rule.layout, rule.joint, rule.weight, rule.hand)
 
 
-def canonical_naming(rules: Iterable[Rule], name: str, *, bare: Collection[str] = ()) -> Naming:
-    """The naming in which every canonical path of `rules` stands for itself; those in `bare` are bare parameters."""
-    parts = (part for rule in rules for part in rule.canonical)
-    return Naming(name, tuple(same(part, joint="" if part in bare else ".") for part in parts))
+def canonical_naming(rules: Iterable[Rule], name: str) -> Naming:
+    """The naming in which every canonical path of `rules` stands for itself, a bare parameter where it is one there."""
+    return Naming(name, tuple([same(part, joint=rule.joint and ".") for rule in rules for part in rule.canonical]))

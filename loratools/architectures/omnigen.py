@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from loratools.architectures.architecture import Architecture, Component, Variant
 from loratools.architectures.naming import Naming, canonical_naming
-from loratools.architectures.rules import Rule, fuse, rename
+from loratools.architectures.rules import Rule, fuse, renamed
 
 OURS, THEIRS = "layers.{i<32}.", "llm.layers.{i<32}."
 ENDS = (
@@ -30,8 +30,8 @@ BLOCK = (
 QKV = ("self_attn.to_q", "self_attn.to_k", "self_attn.to_v")
 
 ORIGINAL: tuple[Rule, ...] = (
-    *(rename(ours, theirs) for ours, theirs in ENDS),
-    *(rename(OURS + ours, THEIRS + theirs) for ours, theirs in BLOCK),
+    *renamed(ENDS),
+    *renamed(BLOCK, OURS, THEIRS),
     fuse(tuple(OURS + part for part in QKV), THEIRS + "self_attn.qkv_proj"),
 )
 

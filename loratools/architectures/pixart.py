@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from loratools.architectures.architecture import Architecture, Component, Variant
 from loratools.architectures.naming import Naming, canonical_naming
-from loratools.architectures.rules import Rule, fuse, rename
+from loratools.architectures.rules import Rule, fused, renamed
 from loratools.architectures.text_encoders import T5
 
 OURS, THEIRS = "transformer_blocks.{i<28}.", "blocks.{i<28}."
@@ -40,12 +40,11 @@ PARAMETERS = (
 )  # fmt: skip
 
 ORIGINAL: tuple[Rule, ...] = (
-    *(rename(ours, theirs) for ours, theirs in ENDS),
-    *(rename(ours, theirs, joint="") for ours, theirs in PARAMETERS),
-    *(rename(OURS + ours, THEIRS + theirs) for ours, theirs in BLOCK),
-    *(fuse(tuple(OURS + part for part in parts), THEIRS + whole) for parts, whole in BLOCK_FUSED),
+    *renamed(ENDS),
+    *renamed(PARAMETERS, joint=""),
+    *renamed(BLOCK, OURS, THEIRS),
+    *fused(BLOCK_FUSED, OURS, THEIRS),
 )
-BARE = tuple(ours for ours, _ in PARAMETERS)
 
 PIXART = Architecture(
     id="pixart",
@@ -53,7 +52,7 @@ PIXART = Architecture(
     components=(
         Component(
             "transformer",
-            (canonical_naming(ORIGINAL, "diffusers", bare=BARE), Naming("original", ORIGINAL)),
+            (canonical_naming(ORIGINAL, "diffusers"), Naming("original", ORIGINAL)),
             short=("unet", "transformer"),
             checkpoint=("model.diffusion_model.", ""),
         ),

@@ -7,6 +7,7 @@ Rows describe; they hold no tensors. Both directions of every naming come from t
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 Layout = Literal["rows", "dealt", "swap_halves", "swap_pair", "transpose"]
@@ -34,6 +35,13 @@ def rename(canonical: str, native: str, *, joint: Joint = ".", weight: str = "we
     return Rule((canonical,), native, joint=joint, weight=weight)
 
 
+def renamed(
+    names: Iterable[tuple[str, str]], ours: str = "", theirs: str = "", *, joint: Joint = ".", weight: str = "weight"
+) -> list[Rule]:
+    """A `rename` for each pair of names, behind `ours` and `theirs`."""
+    return [Rule((ours + here,), theirs + there, (1,), "rows", joint, weight) for here, there in names]
+
+
 def same(path: str, *, joint: Joint = ".") -> Rule:
     """The same weight under the same name."""
     return Rule((path,), path, joint=joint)
@@ -42,6 +50,11 @@ def same(path: str, *, joint: Joint = ".") -> Rule:
 def fuse(parts: tuple[str, ...], whole: str, *, ratio: tuple[int, ...] = (), joint: Joint = ".") -> Rule:
     """Several canonical weights stacked by rows into one native weight; equal shares unless `ratio` says otherwise."""
     return Rule(parts, whole, ratio or (1,) * len(parts), joint=joint)
+
+
+def fused(wholes: Iterable[tuple[tuple[str, ...], str]], ours: str = "", theirs: str = "") -> list[Rule]:
+    """A `fuse` into equal shares for each pair of parts and whole, behind `ours` and `theirs`."""
+    return [fuse(tuple([ours + part for part in parts]), theirs + whole) for parts, whole in wholes]
 
 
 def deal(parts: tuple[str, ...], whole: str, *, hand: int) -> Rule:

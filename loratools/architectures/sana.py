@@ -5,7 +5,7 @@ from __future__ import annotations
 from loratools.architectures.architecture import Architecture, Component, Variant
 from loratools.architectures.language_encoders import GEMMA2_2B
 from loratools.architectures.naming import Naming, canonical_naming
-from loratools.architectures.rules import Rule, fuse, rename
+from loratools.architectures.rules import Rule, fused, renamed
 
 OURS, THEIRS = "transformer_blocks.{i<60}.", "blocks.{i<60}."
 ENDS = (
@@ -41,12 +41,11 @@ PARAMETERS = (
 )  # fmt: skip
 
 ORIGINAL: tuple[Rule, ...] = (
-    *(rename(ours, theirs) for ours, theirs in ENDS),
-    *(rename(ours, theirs, joint="") for ours, theirs in PARAMETERS),
-    *(rename(OURS + ours, THEIRS + theirs) for ours, theirs in BLOCK),
-    *(fuse(tuple(OURS + part for part in parts), THEIRS + whole) for parts, whole in BLOCK_FUSED),
+    *renamed(ENDS),
+    *renamed(PARAMETERS, joint=""),
+    *renamed(BLOCK, OURS, THEIRS),
+    *fused(BLOCK_FUSED, OURS, THEIRS),
 )
-BARE = tuple(ours for ours, _ in PARAMETERS)
 
 SANA = Architecture(
     id="sana",
@@ -54,7 +53,7 @@ SANA = Architecture(
     components=(
         Component(
             "transformer",
-            (canonical_naming(ORIGINAL, "diffusers", bare=BARE), Naming("original", ORIGINAL)),
+            (canonical_naming(ORIGINAL, "diffusers"), Naming("original", ORIGINAL)),
             short=("unet", "transformer"),
             checkpoint=("model.diffusion_model.", ""),
         ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from loratools.architectures.architecture import Architecture, Component, Variant
 from loratools.architectures.naming import Naming, canonical_naming
-from loratools.architectures.rules import Rule, fuse, rename, same, swap_halves, swap_pair
+from loratools.architectures.rules import Rule, fuse, fused, renamed, same, swap_halves, swap_pair
 from loratools.architectures.text_encoders import CLIP_G, CLIP_L_PROJECTED, T5
 
 # The last block, which is the 24th of medium and the 38th of large, has nothing behind the attention to its text;
@@ -49,15 +49,15 @@ BLOCK_DUAL = (
 DUAL_FUSED = ("attn2.to_q", "attn2.to_k", "attn2.to_v")
 
 ORIGINAL: tuple[Rule, ...] = (
-    *(rename(ours, theirs) for ours, theirs in ENDS),
+    *renamed(ENDS),
     same("context_embedder"),
     # The original stacks (shift, scale), diffusers (scale, shift): at the end, and in the last block's text.
     swap_halves("norm_out.linear", "final_layer.adaLN_modulation.1"),
     swap_pair(OURS + "norm1_context.linear", THEIRS + "context_block.adaLN_modulation.1"),
-    *(rename(OURS + ours, THEIRS + theirs) for ours, theirs in BLOCK),
-    *(fuse(tuple(OURS + part for part in parts), THEIRS + whole) for parts, whole in BLOCK_FUSED),
-    *(rename(BUT_LAST[0] + ours, BUT_LAST[1] + theirs) for ours, theirs in BLOCK_BUT_LAST),
-    *(rename(DUAL[0] + ours, DUAL[1] + theirs) for ours, theirs in BLOCK_DUAL),
+    *renamed(BLOCK, OURS, THEIRS),
+    *fused(BLOCK_FUSED, OURS, THEIRS),
+    *renamed(BLOCK_BUT_LAST, *BUT_LAST),
+    *renamed(BLOCK_DUAL, *DUAL),
     fuse(tuple(DUAL[0] + part for part in DUAL_FUSED), DUAL[1] + "x_block.attn2.qkv"),
 )
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from loratools.architectures import wan
 from loratools.architectures.architecture import Architecture, Component, Variant
 from loratools.architectures.naming import Naming, canonical_naming
-from loratools.architectures.rules import rename, same
+from loratools.architectures.rules import renamed, same
 
 FRAME_RATE = (
     # diffusers                     original
     ("fps_projection.net.0.proj",   "fps_projection.0"),
     ("fps_projection.net.2",        "fps_projection.2"),
 )  # fmt: skip
-ORIGINAL = (*wan.WITH_IMAGE, same("fps_embedding"), *(rename(ours, theirs) for ours, theirs in FRAME_RATE))
+ORIGINAL = (*wan.WITH_IMAGE, same("fps_embedding"), *renamed(FRAME_RATE))
 
 SKYREELS_V2 = Architecture(
     id="skyreels-v2",
@@ -20,10 +20,7 @@ SKYREELS_V2 = Architecture(
     components=(
         Component(
             "transformer",
-            (
-                canonical_naming(ORIGINAL, "diffusers", bare=(*wan.BARE, wan.IMAGE_PARAMETER[0])),
-                Naming("original", ORIGINAL),
-            ),
+            (canonical_naming(ORIGINAL, "diffusers"), Naming("original", ORIGINAL)),
             short=("unet", "transformer"),
             checkpoint=wan.CHECKPOINT,
         ),

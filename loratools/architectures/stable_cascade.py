@@ -45,7 +45,6 @@ def _rules(attention: Callable[[str], tuple[Rule, ...]]) -> Iterator[Rule]:
 
 
 ORIGINAL, COMFY = tuple(_rules(_fused)), tuple(_rules(_split))
-PARAMETERS = [part for rule in COMFY if not rule.joint for part in rule.canonical]
 
 STABLE_CASCADE = Architecture(
     id="stable-cascade",
@@ -53,11 +52,7 @@ STABLE_CASCADE = Architecture(
     components=(
         Component(
             "prior",
-            (
-                canonical_naming(COMFY, "diffusers", bare=PARAMETERS),
-                Naming("comfy", COMFY),
-                Naming("original", ORIGINAL),
-            ),
+            (canonical_naming(COMFY, "diffusers"), Naming("comfy", COMFY), Naming("original", ORIGINAL)),
             short=("prior_unet", "unet"),
             checkpoint=("model.diffusion_model.",),
         ),

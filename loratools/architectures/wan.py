@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from loratools.architectures.architecture import Architecture, Component, Variant
 from loratools.architectures.naming import Naming, canonical_naming
-from loratools.architectures.rules import Rule, rename, same
+from loratools.architectures.rules import Rule, rename, renamed, same
 from loratools.architectures.text_encoders import UMT5
 
 BLOCK = "blocks.{i<40}."
@@ -51,25 +51,21 @@ IMAGE_MODULES = (
     ("attn2.norm_added_k",   "cross_attn.norm_k_img"),
 )  # fmt: skip
 IMAGE_PARAMETER = ("condition_embedder.image_embedder.pos_embed", "img_emb.emb_pos")  # of the first and last frame
-BARE = tuple(ours for ours, _ in PARAMETERS)
 
 ORIGINAL: tuple[Rule, ...] = (
     same("patch_embedding"),
-    *(rename(ours, theirs) for ours, theirs in ENDS),
-    *(rename(ours, theirs, joint="") for ours, theirs in PARAMETERS),
-    *(rename(BLOCK + ours, BLOCK + theirs) for ours, theirs in MODULES),
+    *renamed(ENDS),
+    *renamed(PARAMETERS, joint=""),
+    *renamed(MODULES, BLOCK, BLOCK),
 )
 WITH_IMAGE: tuple[Rule, ...] = (
     *ORIGINAL,
-    *(rename(ours, theirs) for ours, theirs in IMAGE_ENDS),
+    *renamed(IMAGE_ENDS),
     rename(*IMAGE_PARAMETER, joint=""),
-    *(rename(BLOCK + ours, BLOCK + theirs) for ours, theirs in IMAGE_MODULES),
+    *renamed(IMAGE_MODULES, BLOCK, BLOCK),
 )
-NAMINGS_21 = (
-    canonical_naming(WITH_IMAGE, "diffusers", bare=(*BARE, IMAGE_PARAMETER[0])),
-    Naming("original", WITH_IMAGE),
-)
-NAMINGS_22 = (canonical_naming(ORIGINAL, "diffusers", bare=BARE), Naming("original", ORIGINAL))
+NAMINGS_21 = (canonical_naming(WITH_IMAGE, "diffusers"), Naming("original", WITH_IMAGE))
+NAMINGS_22 = (canonical_naming(ORIGINAL, "diffusers"), Naming("original", ORIGINAL))
 CHECKPOINT = ("model.diffusion_model.", "")
 ENCODER = Component("text_encoder", UMT5, short=(), checkpoint=("text_encoders.umt5xxl.transformer.",))
 

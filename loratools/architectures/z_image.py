@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from loratools.architectures.architecture import Architecture, Component, Variant
 from loratools.architectures.naming import Naming, canonical_naming
-from loratools.architectures.rules import Rule, fuse, rename, same
+from loratools.architectures.rules import Rule, fuse, rename, renamed, same
 
 REFINERS = ("noise_refiner.{i<2}.", "context_refiner.{i<2}.")
 LAYERS = "layers.{i<30}."
@@ -33,7 +33,7 @@ MODULATED = (REFINERS[0], LAYERS)
 COMFY: tuple[Rule, ...] = (
     *map(same, ENDS),
     *(same(path, joint="") for path in PARAMETERS),
-    *(rename(ours, theirs) for ours, theirs in PATCH),
+    *renamed(PATCH),
     *(rename(block + ours, block + theirs) for block in (*REFINERS, LAYERS) for ours, theirs in BLOCK),
     *(same(block + path) for block in (*REFINERS, LAYERS) for path in BLOCK_SAME),
     *(fuse(tuple(block + part for part in QKV), block + "attention.qkv") for block in (*REFINERS, LAYERS)),
@@ -46,7 +46,7 @@ Z_IMAGE = Architecture(
     components=(
         Component(
             "transformer",
-            (canonical_naming(COMFY, "diffusers", bare=PARAMETERS), Naming("comfy", COMFY)),
+            (canonical_naming(COMFY, "diffusers"), Naming("comfy", COMFY)),
             short=("unet", "transformer"),
             checkpoint=("model.diffusion_model.", ""),
         ),
