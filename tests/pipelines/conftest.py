@@ -1,5 +1,6 @@
 """Tiny pipelines, made once for each process that runs tests, and adapters made by third parties for them."""
 
+import json
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -52,3 +53,21 @@ def third_party(pipeline, tmp_path_factory):
         return made[container, architecture]
 
     return truth
+
+
+@pytest.fixture
+def lora(third_party):
+    """A kohya file for the tiny sd1 pipeline."""
+    return third_party("kohya", "sd1").path
+
+
+@pytest.fixture(scope="session")
+def document(inside):
+    """The words of a command, with `--json` among them, and its exit code → the document that it prints."""
+
+    def printed(*words, code=0, **how):
+        done = inside(*words, **how)
+        assert done.returncode == code, (done.stdout, done.stderr)
+        return json.loads(done.stdout)
+
+    return printed
