@@ -34,7 +34,7 @@ RIGHT = 1e-4
 UNETS = ("sd1", "sd2", "sdxl")
 ARCHITECTURES = (
     *UNETS, "sd3", "flux1", "flux2", "chroma", "wan2.1", "wan2.2", "hunyuan-video", "ltx-video", "qwen-image",
-    "z-image", "sana", "pixart", "kandinsky2.2",
+    "z-image", "sana", "pixart", "kandinsky2.2", "stable-cascade", "hunyuan-dit",
 )  # fmt: skip
 RESULTS = ROOT / "benchmarks" / "results" / "loading-matrix.json"
 TABLE = RESULTS.with_suffix(".md")
@@ -56,12 +56,13 @@ Sort = Callable[[Path, Path, str], Any]
 
 def sorts(architecture: str) -> dict[str, Sort]:
     """The sorts of files that there are for a pipeline."""
+    from loratools.architectures.registry import architecture as known
     from tests.judges.wild import SORTS
     from tests.judges.wild_transformers import sorts as of_transformers
 
     if architecture in UNETS:
         return dict(SORTS)
-    return of_transformers("unet" if architecture == "kandinsky2.2" else "transformer")
+    return of_transformers(known(architecture).denoiser.name)
 
 
 def loaded(folder: Path, file: Path, truth: Any) -> Cell:

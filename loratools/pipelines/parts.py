@@ -39,7 +39,7 @@ class Tokenizer:
     T5's sentinels (`<extra_id_0>`, …) end the vocabulary, and the Jinja template of a conversation's turns.
     """
 
-    kind: Literal["clip", "gemma", "llama", "qwen", "t5"]
+    kind: Literal["bert", "clip", "gemma", "llama", "qwen", "t5"]
     tokens: int
     length: int = 77
     padding: str = END_OF_TEXT

@@ -32,6 +32,18 @@ def make_tokenizer(plan: Tokenizer) -> Any:
     return _MAKERS[plan.kind](plan)
 
 
+def _bert(plan: Tokenizer) -> Any:
+    """BERT's word pieces: the marks, printable ASCII at the beginning of a word and within it, runs of letters."""
+    import transformers
+
+    characters = [character for code in range(33, 127) if (character := chr(code)).lower() == character]
+    pieces = [plan.padding, "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters, *(f"##{item}" for item in characters)]
+    pieces += islice((f"{inside}{run}" for run in _runs() for inside in ("", "##")), plan.tokens - len(pieces))
+    return transformers.BertTokenizer(
+        vocab={piece: at for at, piece in enumerate(pieces)}, pad_token=plan.padding, model_max_length=plan.length
+    )
+
+
 def _clip(plan: Tokenizer) -> Any:
     """CLIP's byte pairs: bytes within and at the end of a word, runs of letters merged from them, and the two marks
     last, where CLIP has them (49406 and 49407 of 49408).
@@ -138,6 +150,7 @@ def _merges() -> Iterator[tuple[str, str]]:
 
 
 _MAKERS: Mapping[str, Callable[[Tokenizer], Any]] = {
+    "bert": _bert,
     "clip": _clip,
     "gemma": _gemma,
     "llama": _llama,

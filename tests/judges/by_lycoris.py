@@ -84,6 +84,7 @@ TEXT = (
 TEXT_NORMS = ("text_model.encoder.layers.0.layer_norm1", "text_model.final_layer_norm")
 
 
+DENOISERS = ("unet", "transformer", "prior")
 WITH_TEXT = ("sd1", "sd2", "sdxl")
 """The architectures whose files are also of a text encoder."""
 MOST = 8
@@ -101,7 +102,7 @@ class _Nested(nn.Module):
 def make(pipeline_folder: Path, out: Path, kind: str, *, architecture: str = "sd1", seed: int = 0) -> Truth:
     """A file of `kind` (a key of KINDS) over some modules of a tiny UNet and its text encoder, or of a transformer."""
     pipeline = fresh(pipeline_folder)
-    sdxl, denoiser = architecture == "sdxl", "unet" if hasattr(pipeline, "unet") else "transformer"
+    sdxl, denoiser = architecture == "sdxl", next(name for name in DENOISERS if hasattr(pipeline, name))
     models: dict[str, Any] = {"unet": getattr(pipeline, denoiser)}
     if architecture in WITH_TEXT:
         models["text_encoder"] = _nested(pipeline.text_encoder)

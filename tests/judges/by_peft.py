@@ -16,8 +16,8 @@ from tests.judges.truth import Place, Truth, place, spread, weights
 SCALES = ((4, 4), (2, 1), (6, 3), (3, 6), (4, 1))
 """(rank, alpha), dealt out in turn where ranks are mixed."""
 
-LENT = {"transformer": "CogVideoXPipeline", "unet": "StableDiffusionPipeline"}
-"""component → a pipeline that writes files for it, where its own pipeline has no loader and no writer."""
+WRITTEN = ("lora_layers", "lora_adapter_metadata")
+"""What diffusers writes of each component."""
 
 Choose = Callable[[str], bool]
 
@@ -40,7 +40,7 @@ def make(
     `options` go to LoraConfig (use_dora, use_rslora, lora_bias). `out` is a file for the container "diffusers", a
     folder with one folder a component for "peft" (the folder itself where there is one component).
     """
-    import diffusers
+    from diffusers.loaders.lora_base import LoraBaseMixin
     from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, inject_adapter_in_model
 
     pipeline = fresh(pipeline_folder)
@@ -76,11 +76,11 @@ def make(
             deltas[place(name, path)] = weight
             if bias is not None:
                 biases[place(name, path)] = bias
-    if container == "diffusers":
-        saver = pipeline
-        if not hasattr(pipeline, "save_lora_weights"):
-            saver = getattr(diffusers, next(other for name, other in LENT.items() if name in components))
-        saver.save_lora_weights(out.parent, weight_name=out.name, **layers)
+    if container == "diffusers" and hasattr(pipeline, "save_lora_weights"):
+        pipeline.save_lora_weights(out.parent, weight_name=out.name, **layers)
+    elif container == "diffusers":  # a pipeline without a loader has no writer either: what the others' write with
+        layers_and_settings = ({name: layers[f"{name}_{what}"] for name in components} for what in WRITTEN)
+        LoraBaseMixin._save_lora_weights(out.parent, *layers_and_settings, weight_name=out.name)
     return Truth(out, architecture, deltas, biases)
 
 

@@ -136,7 +136,8 @@ def where(*parts):
 
 
 def without_component(name):
-    return name.removeprefix("unet.").removeprefix("transformer.").removeprefix("text_encoder.")
+    component, _, path = name.partition(".")
+    return path if component in ("unet", "transformer", "prior", "text_encoder") else name
 
 
 def as_base_model(name):

@@ -23,7 +23,7 @@ from loratools.pipelines.tokenizers import make_tokenizer
 
 OTHERS = tuple(name for name in architectures() if name not in architectures("full"))
 """The published configurations of the rest are tested with them."""
-WITHOUT_LOADER = ("kandinsky2.2", "kandinsky2.2-prior", "pixart")
+WITHOUT_LOADER = ("hunyuan-dit", "kandinsky2.2", "kandinsky2.2-prior", "pixart", "stable-cascade")
 
 
 def drawing(plan, **more):
