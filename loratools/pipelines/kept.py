@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from torch import nn
 
 Keep = Literal["cpu", "file", "none"]
+
+Parts = Mapping[int | None, tuple[Change, ...]]
+"""The changes of a parameter: of all of it (None), or of experts by their numbers, where it stacks them."""
 
 LOCK = threading.RLock()
 """Held by whoever changes live weights."""
@@ -40,7 +44,7 @@ class Slot:
     bias: bool
     shared: torch.nn.Parameter | None = None
     original: Original | None = None
-    shares: dict[object, tuple[Change, ...]] = field(default_factory=dict)
+    shares: dict[object, Parts] = field(default_factory=dict)
     factors: dict[object, float] = field(default_factory=dict)
     settled: set[object] = field(default_factory=set)
     written: int | None = None
@@ -90,38 +94,51 @@ class Slot:
                 same = values.data_ptr() == self.parameter().data_ptr()
                 self.original = InMemory(values.clone() if same else values)
 
-    def rewrite(self, *, allow_nonfinite: bool = False) -> Addition | None:
-        """Make the weight what its shares say; the sum that was made, None where the original was put back."""
+    def rewrite(self, *, allow_nonfinite: bool = False) -> None:
+        """Make the weight what its shares say, or put the original back where there are none."""
         assert self.original is not None
         if not self.shares:
             self.restore()
-            return None
+            return
         self.follow()
-        live = self.parameter()
-        changes = [
-            replace(change, scale=change.scale * self.factors[key])
-            for key, found in self.shares.items()
-            for change in found
-            if change.scale * self.factors[key] != 0
-        ]
-        if not changes:
-            self._write(self.original.tensor())
-            return None
-        dtype = self.original.dtype
-        shape = tuple(live.shape)
+        wanted = self._wanted()
+        made = self.original.tensor()
+        if None in wanted:
+            made = self._sum(None, wanted[None], allow_nonfinite=allow_nonfinite)
+        elif wanted:
+            made = made.clone()
+            for part, changes in wanted.items():
+                made[part] = self._sum(part, changes, allow_nonfinite=allow_nonfinite)
+        self._write(made)
+
+    def _wanted(self) -> dict[int | None, list[Change]]:
+        """The changes of all shares by part, scaled; those that change nothing are left out."""
+        found: dict[int | None, list[Change]] = {}
+        for key, parts in self.shares.items():
+            for part, changes in parts.items():
+                for change in changes:
+                    scale = change.scale * self.factors[key]
+                    if scale != 0:
+                        found.setdefault(part, []).append(replace(change, scale=scale))
+        return found
+
+    def _sum(self, part: int | None, changes: Sequence[Change], *, allow_nonfinite: bool) -> torch.Tensor:
+        """The original of the parameter, or of one expert in it, and the changes."""
+        assert self.original is not None
+        live, dtype = self.parameter(), self.original.dtype
+        shape = tuple(live.shape if part is None else live.shape[1:])
         size = LazyTensor(dtype, shape, ()).nbytes
-        source = LiveBytes(self.module, self.leaf, dtype, size, self.name)
+        source = LiveBytes(self.module, self.leaf, dtype, LazyTensor(dtype, tuple(live.shape), ()).nbytes, self.name)
         device = str(live.device) if live.device.type == "cuda" else "cpu"
         addition = Addition(
-            LazyTensor(dtype, shape, (Bytes(source, 0, size),)),
+            LazyTensor(dtype, shape, (Bytes(source, (part or 0) * size, size),)),
             changes,
             How(device=device, allow_nonfinite=allow_nonfinite),
-            name=self.name,
+            name=self.name if part is None else f"{self.name}[{part}]",
             layout=self.layout,
             bias=self.bias,
         )
-        self._write(addition.result().load())
-        return addition
+        return addition.result().load()
 
     def restore(self) -> None:
         """Put the original back, whatever is there now."""

@@ -28,6 +28,7 @@ SIZES = {
     "pad_token_id": 0, "head_dim": 4,
 }  # fmt: skip
 EXPERTS = {"num_local_experts": 3, "num_experts_per_tok": 2}
+FILE = "adapter_model.safetensors"
 STACKED = {"target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]}
 
 
@@ -294,18 +295,68 @@ def test_a_port_with_single_projections_merges_into_fused_ones_and_is_extracted_
     assert near(answer(phi3, tmp_path / "extracted"), answered, 1e-4)
 
 
-def test_a_live_model_gets_what_is_no_stack_and_names_what_is(tmp_path):
-    train(mixtral, tmp_path / "stacked", **STACKED, target_modules=["q_proj"])
-    model = seeded(mixtral)
-    before = model(TOKENS).logits
-    with pytest.raises(NotRepresentable, match="one expert of a parameter"):
-        lt.apply(model, tmp_path / "stacked")
-    assert torch.equal(model(TOKENS).logits, before)
-    done = lt.apply(model, tmp_path / "stacked", allow_partial=True)
-    assert [row.path for row in done.modules] == ["model.layers.0.self_attn.q_proj"]
-    assert len(done.left_out) == 6
+def test_a_live_mixture_answers_as_peft_makes_it_and_gets_every_bit_back(mixture):
+    make, _, stacked, answered = mixture
+    model = seeded(make)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    done = lt.apply(model, stacked)
+    assert {row.way for row in done.modules if ".experts." in row.path} == {"weights"}
+    assert near(model(TOKENS).logits, answered)
+    theirs = PeftModel.from_pretrained(seeded(make), stacked).merge_and_unload().state_dict()
+    experts = [name for name in before if ".experts." in name]
+    assert len(experts) == 2
+    for name in experts:
+        assert near(model.state_dict()[name], theirs[name], 1e-6)
+    done.set_scale(0.5)
+    for name in experts:
+        assert near(model.state_dict()[name] - before[name], (theirs[name] - before[name]) / 2)
     done.remove()
-    assert torch.equal(model(TOKENS).logits, before)
+    after = model.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_adapters_of_some_experts_of_a_live_mixture_are_added_up_and_go_one_by_one(tmp_path):
+    folders = [tmp_path / name for name in ("one", "other")]
+    deltas = []
+    for number, folder in enumerate(folders):
+        torch.manual_seed(number)
+        stacked, split = folder / "stacked", folder / "split"
+        config = LoraConfig(r=2, lora_alpha=3, target_parameters=["mlp.experts.down_proj"], target_modules=[])
+        tuned = get_peft_model(seeded(mixtral), config)
+        for name, parameter in tuned.named_parameters():
+            if "lora_" in name:
+                parameter.data = torch.randn_like(parameter) * 0.2
+        tuned.save_pretrained(stacked)
+        merged = tuned.merge_and_unload().state_dict()["model.layers.0.mlp.experts.down_proj"]
+        deltas.append(merged - seeded(mixtral).state_dict()["model.layers.0.mlp.experts.down_proj"])
+        lt.convert(stacked, to="peft", names="split", arch="llm-mixtral").save(split)
+        held = load_file(split / "adapter_model.safetensors")
+        save_file({key: value for key, value in held.items() if f".experts.{number}." in key}, split / FILE)
+        deltas[-1] = torch.stack([delta if at == number else 0 * delta for at, delta in enumerate(deltas[-1])])
+    model = seeded(mixtral)
+    weight = model.model.layers[0].mlp.experts.down_proj
+    before = weight.detach().clone()
+    first, second = (lt.apply(model, folder / "split", arch="llm-mixtral") for folder in folders)
+    assert [len(done.modules) for done in (first, second)] == [1, 1]
+    assert near(weight - before, deltas[0] + deltas[1])
+    first.remove()
+    assert near(weight - before, deltas[1])
+    assert torch.equal(weight[0], before[0])
+    second.remove()
+    assert torch.equal(weight, before)
+
+
+def test_live_experts_with_turned_weights_answer_as_peft_makes_them(tmp_path):
+    answered = train(gpt_oss, tmp_path / "stacked", **STACKED, target_modules=["q_proj"])
+    model = seeded(gpt_oss)
+    lt.apply(model, tmp_path / "stacked")
+    assert near(model(TOKENS).logits, answered)
+
+
+def test_stacked_experts_are_no_layers_of_peft(tmp_path):
+    train(mixtral, tmp_path / "stacked", **STACKED, target_modules=["q_proj"])
+    with pytest.raises(NotRepresentable, match="a part of one"):
+        lt.apply(seeded(mixtral), tmp_path / "stacked", how="peft")
 
 
 def test_a_live_fused_layer_takes_an_adapter_of_all_of_it_and_of_parts(tmp_path):

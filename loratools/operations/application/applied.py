@@ -160,7 +160,7 @@ class Applied:
 
         def share(slot: Slot) -> None:
             slot.hold(shelf)
-            slot.shares[self._key] = added[slot].changes
+            slot.shares[self._key] = added[slot].parts
             slot.factors[self._key] = self._scales[added[slot].component]
 
         begun: list[InPeft] = []

@@ -18,7 +18,7 @@ from loratools.adapters.pairs import algebra
 from loratools.adapters.to_lora import to_lora
 from loratools.bases.placing import Placing, Touched
 from loratools.errors import NonFinite, NotRepresentable, UsageError
-from loratools.pipelines.kept import Slot, register, slot_of
+from loratools.pipelines.kept import Parts, Slot, register, slot_of
 from loratools.pipelines.live import Layer, Live, tied
 from loratools.pipelines.peft_layers import Factors, Loaded
 from loratools.pipelines.servable import no_peft_in, not_by_peft, not_in_place
@@ -72,13 +72,20 @@ class InPeft:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class InPlace:
-    """The changes of one live parameter; `component` is the adapter's name for its model."""
+    """The changes of one live parameter, by expert where it stacks them; `component` is the adapter's name for its
+    model.
+    """
 
     component: str
     layer: Layer
     leaf: str
     touched: Touched
-    changes: tuple[Change, ...]
+    parts: Parts
+
+    @property
+    def changes(self) -> tuple[Change, ...]:
+        """All of them."""
+        return tuple(change for found in self.parts.values() for change in found)
 
     def slot(self, shared: frozenset[tuple[int, str]]) -> Slot:
         """The slot of the parameter, a new one where nothing has been added to it yet."""
@@ -121,7 +128,7 @@ class Choosing:
         self._allow_nonfinite = allow_nonfinite
         self._no_peft = {name: no_peft_in(model) for name, model in live.models.items()}
         self._peft: dict[tuple[str, str], InPeft] = {}
-        self._weights: list[InPlace] = []
+        self._weights: dict[tuple[int, str], InPlace] = {}
         self._rows: list[AppliedModule] = []
         self._refused: list[tuple[str, str]] = []
         self._taken: set[tuple[int, str]] = set()
@@ -138,7 +145,10 @@ class Choosing:
                 if self._choose(layer, leaf, item, change) == "weights":
                     kept.append(change)
             if kept:
-                self._weights.append(InPlace(self._component(kept[0]), layer, leaf, item, tuple(kept)))
+                place = id(layer.module), leaf
+                others = self._weights[place].parts if place in self._weights else {}
+                parts = {**others, item.native.part: tuple(kept)}
+                self._weights[place] = InPlace(self._component(kept[0]), layer, leaf, item, parts)
         if self._refused and (not allow_partial or not self._rows):
             name, why = self._refused[0]
             more = f" (and {len(self._refused) - 1} more modules)" if len(self._refused) > 1 else ""
@@ -149,7 +159,9 @@ class Choosing:
                 refused=[module for module, _ in self._refused],
             )
         left_out = tuple(f"{name}: {why}" for name, why in self._refused)
-        return Ways(tuple(self._peft.values()), tuple(self._weights), tied(self._live), tuple(self._rows), left_out)
+        return Ways(
+            tuple(self._peft.values()), tuple(self._weights.values()), tied(self._live), tuple(self._rows), left_out
+        )
 
     def holds_bias(self, adapter: Adapter, path: str) -> bool:
         """Whether a layer of PEFT's holds the adapter, bias and all: then the module needs no bias of its own."""
@@ -183,8 +195,6 @@ class Choosing:
         return name if name in self._scales else next(iter(self._scales))
 
     def _not_in_place(self, layer: Layer, leaf: str, item: Touched) -> str | None:
-        if item.native.part is not None:
-            return "it is one expert of a parameter that holds all: merge the adapter into the model's folder"
         if type(layer.module).__name__ == "Conv1D" and leaf == "weight" and item.native.placement.layout == "rows":
             return "it stores its weight as [in, out], which is not known of this sort of model"
         return not_in_place(layer, leaf)
