@@ -12,11 +12,11 @@ from loratools.operations.rebuilding.card import plain
 
 BEGINS, ENDS = "<!-- loratools -->", "<!-- end of loratools -->"
 _OURS = re.compile(rf"{re.escape(BEGINS)}.*?{re.escape(ENDS)}\n?", re.DOTALL)
-_VIDEO = ("animatediff", "cogvideo", "framepack", "hunyuan-video", "ltx", "mochi", "skyreels", "wan")
 
 
 class Facts(NamedTuple):
-    """What a card tells of one adapter. `base_model` is a name on the Hub; `images` are (file, prompt).
+    """What a card tells of one adapter. `task` is the Hub's word for what its model makes, where that is told;
+    `base_model` is a name on the Hub; `images` are (file, prompt).
 
     `diffusers_loads` says whether its own loader makes the right change of every layer.
     """
@@ -25,6 +25,7 @@ class Facts(NamedTuple):
     title: str
     file: str
     architecture: str | None
+    task: str | None
     format: str
     kinds: Sequence[str]
     ranks: Sequence[int]
@@ -34,14 +35,6 @@ class Facts(NamedTuple):
     hashes: Hashes
     recipes: Mapping[str, str]
     diffusers_loads: bool
-
-    @property
-    def task(self) -> str:
-        """The Hub's word for what the model makes."""
-        name = self.architecture or ""
-        if name.startswith("llm"):
-            return "text-generation"
-        return "text-to-video" if name.startswith(_VIDEO) else "text-to-image"
 
     @property
     def library(self) -> str:

@@ -17,6 +17,7 @@ from loratools.formats.opening import CONFIG, read_config
 from loratools.formats.runtimes import loads
 from loratools.hub.cards import CARD, card_text, parted
 from loratools.hub.references import HubReference, hub_reference, is_hub_id, is_remote
+from loratools.hub.tasks import task_of
 from loratools.hub.upload import Sent, standing_card, upload
 from loratools.operations.adapter_card import Facts, body, front_matter
 from loratools.operations.hash import hash_files
@@ -192,11 +193,13 @@ def _facts(lora: Lora, target: HubReference, files: dict[str, Path], images: dic
     sources = {name: open_safetensors(file).metadata for name, file in files.items() if name.endswith(".safetensors")}
     weights = next(iter(sources))
     by_diffusers = next(answer for answer in loads(lora.reading) if answer.runtime == "diffusers")
+    task = task_of([lora.architecture] if lora.architecture else lora.candidates)
     return Facts(
         repository=target.repository,
         title=metadata.get("modelspec.title") or target.repository.partition("/")[2],
         file=weights,
         architecture=lora.architecture,
+        task=task.tag if task else None,
         format=lora.format,
         kinds=lora.kinds,
         ranks=sorted(ranks),
