@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from loratools.adapters.adapter import Adapter
 from loratools.adapters.blame import named
 from loratools.adapters.election import elected, seed_of
-from loratools.adapters.factors import load, widened
 from loratools.adapters.kind import delta_of
 from loratools.adapters.lora import LORA
 from loratools.adapters.made import Maker
@@ -23,24 +22,22 @@ from loratools.adapters.terms import (
     Term,
     common_shape,
     has_pair,
-    holds,
     inner_rank,
     is_whole,
     require_additive,
     sum_of,
     widest,
 )
+from loratools.adapters.verbatim import verbatim
 from loratools.errors import ResourceError
-from loratools.model import Alpha, Scale
-from loratools.tensors.dtypes import DTYPES, encode_scalar
-from loratools.tensors.lazy import LazyTensor, stack_rows
+from loratools.model import Alpha
+from loratools.tensors.lazy import LazyTensor
 
 if TYPE_CHECKING:
     import torch
 
 DENSE_LIMIT = 2**28
 """The most elements of a delta that is formed whole (1 GiB in float32)."""
-_PLAIN_ROLES = frozenset(("down", "up", "up_bias", "bias_diff", "embedding_down", "embedding_up"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,54 +104,22 @@ class Combination:
 
     def _side_by_side(self, pairs: Sequence[Term]) -> Adapter:
         """down stacked and up abreast: the bytes as they are where all scales are one, else with scales folded in."""
-        exactly = self._verbatim(pairs)
+        first, total = pairs[0].adapter, sum(inner_rank(term.adapter) for term in pairs)
+        shapes, dtype = self._shapes(first, total), self.method.dtype or widest(pairs)
+        exactly = verbatim(pairs, dtype, shapes)
         if exactly is not None:
             self.exact = self.method.dtype is None
             return exactly
-        dtype = self.method.dtype or widest(pairs)
         if self.method.name == "concat" and self.method.dtype is None and dtype != "F64":
             dtype = "F32"
-        total = sum(inner_rank(term.adapter) for term in pairs)
 
         def produce() -> Mapping[str, torch.Tensor]:
             left, right = self._pair(pairs)
             (up, off_left), (down, off_right) = stored(left, dtype), stored(right, dtype)
             self._round(left, off_left, right, off_right)
-            return _roles(pairs[0].adapter, up, down)
+            return _roles(first, up, down)
 
-        first = pairs[0].adapter
-        return self._lora(first, self._maker.lazily(self._shapes(first, total), dtype, produce), total)
-
-    def _verbatim(self, pairs: Sequence[Term]) -> Adapter | None:
-        """The factors' own bytes (signs aside) under one alpha; None where that cannot say it exactly."""
-        scales = [term.scale for term in pairs]
-        size = Scale(abs(scales[0].numerator), scales[0].root)
-        alike = all(Scale(abs(scale.numerator), scale.root).equals(size) for scale in scales)
-        plain = all(
-            term.adapter.kind == LORA.name and set(term.adapter.factors) <= _PLAIN_ROLES and not term.adapter.settings
-            for term in pairs
-        )
-        total = sum(inner_rank(term.adapter) for term in pairs)
-        alpha = size.numerator * total
-        if not (alike and plain) or size.root != 1 or encode_scalar(alpha, "F32") is None or alpha == 0:
-            return None
-        embedding = "embedding_down" in pairs[0].adapter.factors
-        inner, outer = ("embedding_down", "embedding_up") if embedding else ("down", "up")
-        dtype = self.method.dtype or widest(pairs)
-        shapes = self._shapes(pairs[0].adapter, total)
-        inners = [term.adapter.factors[inner] for term in pairs]
-        outers = [(term.adapter.factors[outer], scale.numerator < 0) for term, scale in zip(pairs, scales, strict=True)]
-        if not all(holds(tensor.dtype, dtype) for tensor in (*inners, *(tensor for tensor, _ in outers))):
-            return None
-        rows = [widened(tensor, dtype).reshape(tensor.shape[0], *shapes[inner][1:]) for tensor in inners]
-        if len(outers) == 1 and not outers[0][1]:
-            up = widened(outers[0][0], dtype).reshape(*shapes[outer])
-        else:
-            up = LazyTensor.computed(dtype, shapes[outer], lambda: _abreast(outers, dtype, shapes[outer]))
-        factors = {inner: stack_rows(rows), outer: up}
-        first = pairs[0].adapter
-        settled = Alpha(alpha, "tensor", stored=first.alpha.stored)
-        return replace(first, kind=LORA.name, factors=factors, alpha=settled, settings={})
+        return self._lora(first, self._maker.lazily(shapes, dtype, produce), total)
 
     def _pair(self, pairs: Sequence[Term]) -> tuple[torch.Tensor, torch.Tensor]:
         """left [out, Σr] and right [Σr, in·kernel], float64: √|scale| in both, its sign on the left."""
@@ -304,12 +269,3 @@ def _roles(first: Adapter, left: torch.Tensor, right: torch.Tensor) -> dict[str,
     if "embedding_down" in first.factors:
         return {"embedding_down": left.T, "embedding_up": right.T}
     return {"down": right, "up": left}
-
-
-def _abreast(outers: Sequence[tuple[LazyTensor, bool]], dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """Columns next to each other, those with a minus negated."""
-    import torch
-
-    name = DTYPES[dtype].torch or ""
-    columns = [load(tensor, name).reshape(shape[0], -1) * (-1 if minus else 1) for tensor, minus in outers]
-    return torch.cat(columns, 1).reshape(shape)
