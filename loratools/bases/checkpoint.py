@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from loratools.bases.pipeline_index import PIPELINE
 from loratools.bases.weights import Base, open_base
 from loratools.errors import PathNotFound, UnsafeFile, UsageError, WrongRole
 from loratools.tensors.aliased import Aliased
@@ -15,7 +16,6 @@ from loratools.tensors.safetensors_file import open_safetensors
 from loratools.tensors.sharded import ShardedTensors, blobs_of, open_sharded
 from loratools.tensors.source import LocalFile, TensorSource
 
-PIPELINE = "model_index.json"
 _INDEX = re.compile(r".+\.safetensors\.index(\.[A-Za-z0-9_-]+)?\.json")
 _NUMBERED = re.compile(r".+-\d{5}-of-\d{5}(\.[A-Za-z0-9_-]+)?\.safetensors")
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")

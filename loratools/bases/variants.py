@@ -54,20 +54,13 @@ def of_variant(checkpoint: Checkpoint, variant: str) -> tuple[Checkpoint, tuple[
     """The folder with the weights of one variant alone, and the names of those left out: a component that does not have
     it keeps its plain ones. Raises UsageError where no component has it.
     """
-    by_folder: dict[str, list[WeightsFile]] = {}
-    for item in checkpoint.weights:
-        by_folder.setdefault(item.folder, []).append(item)
     there = {found for item in checkpoint.weights if (found := variant_of(item.name)) is not None}
     if variant not in there:
         hint = nearest(variant, there) or (f"there are {', '.join(sorted(there))}" if there else "there are none")
         raise UsageError(f"the base model has no variant {variant!r}", path=checkpoint.name, hint=hint)
-    kept: list[WeightsFile] = []
-    left: list[WeightsFile] = []
-    for items in by_folder.values():
-        has = any(variant_of(item.name) == variant for item in items)
-        for item in items:
-            fits = variant_of(item.name) == (variant if has else None)
-            (kept if fits else left).append(item)
+    kept = [item for items in files_of(checkpoint, variant).values() for item in items]
+    loaded = {item.name for item in kept}
+    left = [item for item in checkpoint.weights if item.name not in loaded]
     parts: Mapping[int, tuple[str | None, TensorSource]] = {
         id(item.part): (item.folder or None, item.part) for item in kept
     }

@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loratools.bases.pipeline_index import PIPELINE, components_of
 from loratools.pipelines.parts import DENOISERS
 from loratools.tensors.dtypes import DTYPES
 from loratools.tensors.safetensors_file import open_safetensors
@@ -53,7 +54,7 @@ LARGEST_RANK = max(rank for table in (DENOISER, TEXT_ENCODER) for rank, _ in tab
 def adapted(pipeline_folder: Path) -> tuple[str, ...]:
     """The components that a demo adapter changes: the denoisers, and the CLIP text encoders that diffusers saves."""
     index = _index(pipeline_folder)
-    held = [name for name, entry in index.items() if isinstance(entry, list) and entry[0] is not None]
+    held = components_of(index)
     saved = _saved(index)
     clips = [name for name in held if f"{name}_lora_layers" in saved and "CLIP" in index[name][1]]
     return (*(name for name in DENOISERS if name in held), *clips)
@@ -110,7 +111,7 @@ def _write(out: Path, factors: Mapping[str, Mapping[str, torch.Tensor]], configs
 
 
 def _index(pipeline_folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((pipeline_folder / "model_index.json").read_text())
+    found: dict[str, Any] = json.loads((pipeline_folder / PIPELINE).read_text())
     return found
 
 

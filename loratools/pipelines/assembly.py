@@ -47,7 +47,7 @@ def assemble(file: Checkpoint, unpacked: Unpacked, table: Architecture, settings
     parts: list[tuple[str | None, TensorSource]] = []
     left = list(unpacked.left_out)
     told: list[str] = []
-    donor: _Donor = _Donor(settings)
+    donor = _Donor(settings)
     for component in components_of(index):
         library, class_name = index[component]
         held = unpacked.components.get(component)
@@ -74,8 +74,8 @@ def assemble(file: Checkpoint, unpacked: Unpacked, table: Architecture, settings
         raise ArchitectureMismatch(
             f"the configuration has no place for {', '.join(homeless)} of the file", path=file.name
         )
-    if not components_of({"safety_checker": index.get("safety_checker", [None, None])}):
-        index |= {"requires_safety_checker": False} if "requires_safety_checker" in index else {}
+    if "requires_safety_checker" in index and "safety_checker" not in components_of(index):
+        index["requires_safety_checker"] = False
     base = replace(open_base(file.name, parts), candidates=(table.id,))
     checkpoint = Checkpoint(file.name, True, tuple(weights), {}, base)
     return Assembly(checkpoint, index, tuple(left), tuple(told))

@@ -109,7 +109,7 @@ def listening() -> Iterator[list[str]]:
     ear = logging.Handler(logging.WARNING)
     ear.emit = lambda record: heard.append(record.getMessage())  # type: ignore[method-assign]
     loggers = [logging.getLogger(name) for name in ("diffusers", "peft", "transformers")]
-    levels = [(logger, logger.level, logger.propagate) for logger in loggers]
+    levels = [(logger, logger.level) for logger in loggers]
     quiet = [(handler, handler.level) for logger in loggers for handler in logger.handlers]
     for logger in loggers:
         logger.setLevel(logging.WARNING)
@@ -125,10 +125,9 @@ def listening() -> Iterator[list[str]]:
     finally:
         for handler, level in quiet:
             handler.setLevel(level)
-        for logger, level, propagate in levels:
+        for logger, level in levels:
             logger.removeHandler(ear)
             logger.setLevel(level)
-            logger.propagate = propagate
 
 
 def _line(problem: object) -> str:
