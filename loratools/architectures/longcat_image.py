@@ -42,5 +42,6 @@ LONGCAT_IMAGE = Architecture(
     ),
     variants=(Variant("6b", "longcat-image"),),
     comfy="bfl",
+    yields_to=("flux1", "chroma"),
     specification=("longcat-image",),
 )

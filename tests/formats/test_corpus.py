@@ -35,10 +35,8 @@ BROKEN = {
 SHARED = {"lora_qwen_image_diffusers_fixture.json"}
 UNDECIDABLE = {
     "lora_sd15_peft_ia3_gen.json": {"sd1", "sd2"},
-    "lora_qwen_image_diffusers_fixture.json": {
-        "chroma", "flux1", "flux2", "framepack", "hunyuan-video", "longcat-image",
-    },
-}  # fmt: skip
+    "lora_qwen_image_diffusers_fixture.json": {"chroma", "flux1", "flux2", "framepack", "hunyuan-video"},
+}
 
 pytestmark = pytest.mark.skipif(not CORPUS, reason="LORATOOLS_CORPUS names no folder of key inventories")
 
