@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Literal, NamedTuple
 
 Axis = Literal["rows", "columns"]
+Container = Literal["safetensors", "gguf"]
 AlphaSource = Literal["tensor", "config", "metadata", "absent", "tensor (not read)"]
 
 

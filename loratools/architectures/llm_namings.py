@@ -15,12 +15,14 @@ from typing import Literal, NamedTuple
 from loratools.architectures.naming import Placement
 
 Experts = Literal["each", "mixtral", "stacked"]
+Switch = Literal["", "switch", "switch-rows"]
+"""Whether MLX' one layer for all experts stands for those of a layer, with factors of three dimensions or of two."""
 
 GATE_UP, DOWN = "gate_up_proj", "down_proj"
 STACKED = (GATE_UP, DOWN)
 """The parameters of stacked experts, in the order in which transformers' classes have them."""
 
-EXPERTS = "experts"
+EXPERTS, SWITCH = "experts", "switch_mlp"
 FUSED_QKV, ATTENTION_OUT = "self_attn.qkv_proj", "self_attn.o_proj"
 
 _MIXTRAL = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}  # Mixtral's own words
@@ -30,6 +32,7 @@ PARTS = ("q_proj", "k_proj", "v_proj")
 
 _EXPERT = re.compile(r"(?P<head>(?:.*\.)?experts\.)(?P<number>\d+)\.(?P<leaf>\w+)")
 _OWN_EXPERT = re.compile(r"(?P<head>(?:.*\.)?)block_sparse_moe\.experts\.(?P<number>\d+)\.(?P<leaf>w[123])")
+_SWITCH = re.compile(r"(?P<head>(?:.*\.)?)switch_mlp\.(?P<leaf>gate_proj|up_proj|down_proj)")
 _ROUTER = re.compile(r"(?P<head>(?:.*\.)?)block_sparse_moe\.gate")
 
 
@@ -38,17 +41,19 @@ class LanguageNaming(NamedTuple):
 
     `experts` says how those of a mixture are named ("mixtral" is "each" in Mixtral's own words), `gate_up` that gate
     and up are one layer, `qkv` the shares of the rows of a layer that is query, key and value (none where they are
-    three).
+    three), `switched` that the experts of a layer stand together as in MLX.
     """
 
     experts: Experts = "each"
     gate_up: bool = False
     qkv: tuple[int, ...] = ()
+    switched: Switch = ""
 
     @property
     def name(self) -> str:
         """How a recorded spelling calls it: "" for canonical names, else such as `stacked` or `gate_up qkv=4:1:1`."""
         words = [self.experts] * (self.experts != "each") + ["gate_up"] * self.gate_up
+        words += [self.switched] * bool(self.switched)
         return " ".join([*words, *([f"qkv={':'.join(map(str, self.qkv))}"] if self.qkv else [])])
 
     @classmethod
@@ -58,6 +63,8 @@ class LanguageNaming(NamedTuple):
         for word in name.split():
             if word in ("mixtral", "stacked"):
                 found = found._replace(experts="stacked" if word == "stacked" else "mixtral")
+            elif word in ("switch", "switch-rows"):
+                found = found._replace(switched="switch" if word == "switch" else "switch-rows")
             elif word == "gate_up":
                 found = found._replace(gate_up=True)
             elif re.fullmatch(r"qkv=[1-9]\d{0,8}(:[1-9]\d{0,8}){2}", word):
@@ -141,6 +148,26 @@ def stacked_name(path: str) -> str | None:
     """The parameter that holds the layer of one expert: `mlp.experts.gate_up_proj` for `mlp.experts.3.gate_up_proj`."""
     found = _EXPERT.fullmatch(path)
     return f"{found['head']}{found['leaf']}" if found else None
+
+
+def expert_of_switch(native: str, number: int) -> str | None:
+    """One expert's layer under checkpoints' name for it, of MLX' layer of all: `…mlp.switch_mlp.up_proj`; else None."""
+    found = _SWITCH.fullmatch(native)
+    if found is None:
+        return None
+    leaf = _MIXTRAL_WORDS[found["leaf"]] if found["head"].endswith("block_sparse_moe.") else found["leaf"]
+    return f"{found['head']}{EXPERTS}.{number}.{leaf}"
+
+
+def switch_name(path: str, *, mixtral: bool) -> str | None:
+    """MLX' layer of all experts, which a canonical path of one is a part of; None for any other path."""
+    found = _EXPERT.fullmatch(path)
+    head = found["head"].removesuffix(f"{EXPERTS}.") if found else ""
+    if found is None or found["leaf"] not in _MIXTRAL_WORDS:
+        return None
+    if mixtral and head.endswith("mlp."):
+        head = f"{head.removesuffix('mlp.')}block_sparse_moe."
+    return f"{head}{SWITCH}.{found['leaf']}"
 
 
 def number_of(path: str) -> int:

@@ -79,10 +79,16 @@ def alpha_of(config: Config, names: Sequence[str], *, path: object) -> Fraction:
 
 
 def scale_of(config: Config, *, path: object) -> Fraction | None:
-    """The scale that an MLX configuration states for every layer; None for a configuration of PEFT's."""
-    parameters = config.get("lora_parameters")
-    if not isinstance(parameters, Mapping) or "scale" not in parameters:
+    """The scale that an MLX configuration states for every layer; None for a configuration of PEFT's.
+
+    Raises MalformedFile for an MLX configuration without one: mlx-lm takes none for granted.
+    """
+    if "lora_parameters" not in config:
         return None
+    parameters = config["lora_parameters"]
+    if not isinstance(parameters, Mapping) or "scale" not in parameters:
+        hint = 'add the scale of the training: "lora_parameters": {"scale": 20.0}'
+        raise MalformedFile("the configuration states no scale", path=path, key="lora_parameters", hint=hint)
     return number(parameters["scale"], path=path, key="scale")
 
 

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 AS_IT_WAS = "as it was"
 """Written by `--to original` alone, from the record that a conversion keeps."""
-READ_ONLY = "no"
 REFUSED = "refused"
 
 
@@ -38,7 +37,7 @@ DIALECTS: tuple[Dialect, ...] = (
             "unet.mid_block.attentions.0.transformer_blocks.0.attn1.processor.to_q_lora.down.weight"),
     Dialect("diffusers-old", "LoRA inside layers (0.17 to 0.21)", ("diffusers",),
             "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q.lora.down.weight"),
-    Dialect("gguf", "llama.cpp's names in a GGUF file", ("llama.cpp",), "blk.0.attn_q.weight.lora_a", READ_ONLY),
+    Dialect("gguf", "llama.cpp's names in a GGUF file", ("llama.cpp",), "blk.0.attn_q.weight.lora_a", "gguf"),
     Dialect("hcp", "names by part of a wrapper, the scale itself as a tensor", ("HCP-Diffusion",),
             "denoiser.mid_block.attentions.0.proj_in.___.layer.W_down", "hcp"),
     Dialect("kohya", "flat names, alpha tensors",

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 from loratools.architectures.architecture import Architecture, Component
 from loratools.architectures.llm_namings import LanguageNaming
-from loratools.model import Spelling
+from loratools.model import Container, Spelling
 
 BUNDLE = "bundle_emb."
 """How the keys of embeddings begin that travel inside an adapter file (A1111's bundles)."""
@@ -44,7 +44,8 @@ class Format(NamedTuple):
     beginnings of the keys that its files may hold beside adapters; `strict` says that its reader wants factors of the
     very dimensions that the weight has, which formats with a configuration always do; `absent` is the alpha that a
     layer without one has, its rank where that is None; `weights` is the file's name in a folder; `recorded` says that
-    it is no format but how one file was spelt; `quiet` leaves out an alpha that makes a scale of 1.
+    it is no format but how one file was spelt; `quiet` leaves out an alpha that makes a scale of 1; `container` is what
+    its tensors stand in.
     """
 
     id: str
@@ -60,3 +61,4 @@ class Format(NamedTuple):
     weights: str = PEFT_WEIGHTS
     recorded: bool = False
     quiet: bool = False
+    container: Container = "safetensors"

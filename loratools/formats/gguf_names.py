@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import cache
+from typing import NamedTuple
 
 from loratools.adapters.adapter import AdapterSet
-from loratools.architectures.llm import model_types
-from loratools.errors import NotRepresentable
+from loratools.architectures.llm import PREFIX, architecture_id, model_types
+from loratools.architectures.llm_namings import LanguageNaming
+from loratools.architectures.naming import Placement
+from loratools.errors import ArchitectureMismatch, NotRepresentable
 
 FORMAT = "gguf"
 
@@ -23,8 +26,15 @@ RENAMED = {
     "qwen3": "qwen3",
 }
 _BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
+_OUR_BLOCK = re.compile(r"(.*\blayers\.)(\d+)\.(.+)")
 _ROOTS = ("model.", "lm_head")
 _ANY_LAYER = "model.layers.0.input_layernorm"
+
+
+@cache
+def _natives(architecture: str) -> dict[str, str]:
+    """transformers' name → native name, of the same."""
+    return {theirs: native for native, theirs in _names(architecture).items()}
 
 
 def path_in(architecture: str) -> Callable[[str], str]:
@@ -54,6 +64,56 @@ def _names(architecture: str) -> dict[str, str]:
         for theirs, (_, native) in mapping.items()
         if theirs.startswith(_ROOTS) and wanted in model_types([theirs, _ANY_LAYER])
     }
+
+
+class GgufNaming(NamedTuple):
+    """llama.cpp's names of one of its architectures, over a naming that says which layers are one."""
+
+    architecture: str
+    fused: LanguageNaming = LanguageNaming()
+
+    @property
+    def name(self) -> str:
+        """How messages call it."""
+        return f"{FORMAT} {self.architecture}"
+
+    def at_canonical(self, path: str) -> Placement | None:
+        """The placement of the layer that holds a canonical path, None where llama.cpp has no name for it."""
+        placement = self.fused.at_canonical(path)
+        block = _OUR_BLOCK.fullmatch(placement.native)
+        first = f"{block[1]}0.{block[3]}" if block else placement.native
+        theirs = _natives(self.architecture).get(first)
+        if theirs is None:
+            return None
+        return placement._replace(native=theirs.replace("blk.0.", f"blk.{block[2]}.", 1) if block else theirs)
+
+
+def gguf_naming(adapters: AdapterSet, fused: object) -> GgufNaming:
+    """The names of a model that is settled, over the naming `fused` of the source or that was asked for.
+
+    Raises ArchitectureMismatch where it is not settled, NotRepresentable where llama.cpp's converter does more to its
+    weights than rename them, or nobody has looked.
+    """
+    architectures = adapters.architectures
+    path = next((item.origin.file for item in adapters.adapters if item.origin), None)
+    ids = {architecture_id(theirs): ours for ours, theirs in RENAMED.items()}
+    if len(architectures) > 1:
+        known = [name for name in architectures if name in ids]
+        raise ArchitectureMismatch(
+            f"the file fits {' and '.join(architectures[:4])}, and a GGUF file names its model",
+            path=path,
+            hint=f"say which with --arch {known[0]}" if known else f"{FORMAT} is written for {', '.join(ids)}",
+            candidates=list(architectures),
+        )
+    found = ids.get(architectures[0])
+    if found is None:
+        raise NotRepresentable(
+            f"{FORMAT} is not written for {architectures[0].removeprefix(PREFIX)}: llama.cpp puts rows of q and k in "
+            "an order of its own there by the number of heads, or is not known to leave them",
+            path=path,
+            hint=f"it is for {', '.join(ids)} (--arch); llama.cpp's own converter takes --to peft and the base model",
+        )
+    return GgufNaming(found, fused if isinstance(fused, LanguageNaming) else LanguageNaming())
 
 
 def require_named(adapters: AdapterSet) -> None:

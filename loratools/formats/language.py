@@ -9,6 +9,7 @@ from loratools.architectures.llm_namings import (
     ATTENTION_OUT,
     FUSED_QKV,
     LanguageNaming,
+    Switch,
     canonical,
     naming_of,
     shares,
@@ -27,8 +28,11 @@ def language_places(
     weights: Mapping[Stem, WeightShape],
     stacked: Collection[Stem],
     passing: Passing = PEFT_PASSES,
+    switch: Switch = "",
 ) -> dict[Stem, Place]:
-    """The place of every stem of a model without a table; those in `stacked` are single experts of a parameter."""
+    """The place of every stem of a model without a table; those in `stacked` are single experts of a parameter, and
+    `switch` tells the form of a file in which MLX stacks them.
+    """
     found: dict[Stem, Place] = {}
     verbatim = generic(list(stems), passing)
     for component in dict.fromkeys(place.component for place in verbatim.values()):
@@ -38,6 +42,7 @@ def language_places(
         naming = naming_of((native for stem, native in natives.items() if stem not in stacked), qkv)
         if any(stem in stacked for stem in members):
             naming = naming._replace(experts="stacked")
+        naming = naming._replace(switched=switch)
         for stem, place in members.items():
             found[stem] = place._replace(naming=naming.name, placement=canonical(natives[stem], qkv))
     return found
@@ -77,7 +82,8 @@ def naming_to_write(own: Spelling | None, options: Options, *, stacks: bool) -> 
     `stacks` says that the format can tell a pair of matrices that is for a parameter.
     """
     naming = options.names or (LanguageNaming.named(own.naming) if own else None) or LanguageNaming()
-    return (naming._replace(experts="each") if naming.experts == "stacked" and not stacks else naming).name
+    experts = "each" if naming.experts == "stacked" and not stacks else naming.experts
+    return naming._replace(experts=experts, switched="").name
 
 
 def types_of(places: Collection[Place]) -> tuple[str, ...]:

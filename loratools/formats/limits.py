@@ -43,6 +43,11 @@ _OWN_PLACES: Mapping[str, Mapping[str, str | None]] = {
     "kohya": {
         "replacement": "has no place for a weight that is put in the model's place (control adapters' norms): comfy has"
     },
+    "gguf": {
+        "singular": "has no place for AdaLoRA's singular values (lora_E)",
+        "up_bias": "has no place for a bias of the up factor (lora_B.bias)",
+        "magnitude": "has no DoRA",
+    },
     "mlx": {
         "singular": "has no place for AdaLoRA's singular values (lora_E)",
         "up_bias": "has no place for a bias of the up factor (lora_B.bias)",
@@ -104,7 +109,7 @@ def refusal(item: Adapter, form: Format) -> str | None:
         return f"{form.id} has no place for {item.kind}"
     if form.id == "diffusers" and item.kind == "norm" and not loads_norm(item.target):
         return f"{form.id} puts norms of queries and keys in their place, and no others"
-    if "singular" in item.factors and form.id != "mlx":
+    if "singular" in item.factors and form.id not in ("gguf", "mlx"):
         return _beside_singular_values(item, form)
     if item.kind == "oft" and form.alpha == "config":
         return _not_pefts_rotation(item, form)

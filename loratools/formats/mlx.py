@@ -30,12 +30,8 @@ def _spell(architecture: Architecture | None, component: Component | None, _: Op
 def config(members: Sequence[Adapter], native: Callable[[Adapter], str], source: Config) -> Mapping[str, Any]:
     """adapter_config.json: one scale and one rank for all layers, and the layers' names inside their blocks.
 
-    Raises NotRepresentable where scales or ranks differ (mlx-lm loads no factors of another rank than it states), and
-    for experts, which it stacks under names of its own.
+    Raises NotRepresentable where scales or ranks differ: mlx-lm loads no factors of another rank than it states.
     """
-    expert = next((item for item in members if ".experts." in native(item)), None)
-    if expert is not None:
-        raise _refusal(expert, "stacks experts under names of its own", "--to peft holds them")
     scale, ranks = members[0].scale, sorted({item.rank or 0 for item in members})
     other = next((item for item in members if item.scale != scale), None)
     if other is not None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from loratools.errors import MalformedFile, PathNotFound, UnsafeFile, UsageError
-from loratools.formats.configs import Config, parse_json
+from loratools.formats.configs import Config, number, parse_json
 from loratools.tensors.safetensors_file import open_safetensors
 from loratools.tensors.source import LocalFile, MemoryTensors, TensorSource
 
@@ -19,8 +19,10 @@ WEIGHTS = (
     "adapter_model.safetensors", "pytorch_lora_weights.safetensors", "adapter_model.bin", _MLX_WEIGHTS
 )  # fmt: skip
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt")
+_NAMED = (".safetensors", *_PICKLES)  # whose names say what they are; an output has another while it is written
 _COMPONENT_WEIGHTS = ("model", "diffusion_pytorch_model")
 _CONFIG_LIMIT = 16 << 20
+_GGUF_ALPHA = "adapter.lora.alpha"
 
 Reference = str | os.PathLike[str] | bytes | BinaryIO | Mapping[str, Any]
 
@@ -74,7 +76,7 @@ def _open_part(path: Path, component: str | None = None, *, unsafe_pickle: bool,
         from loratools.tensors.sharded import open_sharded  # seldom an adapter's
 
         return Part(component, open_sharded(path), config)
-    if path.suffix.lower() == ".gguf":
+    if path.suffix.lower() == ".gguf" or (path.suffix not in _NAMED and _is_gguf(path)):
         return _open_gguf(path, component)
     if path.suffix.lower() in _PICKLES:
         from loratools.tensors.pickle_file import open_pickle  # its checks and its child cost more than most commands
@@ -83,13 +85,19 @@ def _open_part(path: Path, component: str | None = None, *, unsafe_pickle: bool,
     return Part(component, open_safetensors(path), config)
 
 
+def _is_gguf(path: Path) -> bool:
+    with LocalFile(path) as file:
+        return file.read(0, min(4, file.size)) == b"GGUF"
+
+
 def _open_gguf(path: Path, component: str | None) -> Part:
     """A GGUF file, whose header has the alpha of all layers; 0 stands for none."""
     from loratools.tensors.gguf_file import GgufFile  # an optional library reads them
 
     source = GgufFile(path)
-    alpha = source.metadata.get("adapter.lora.alpha", "0")
-    return Part(component, source, {"lora_alpha": alpha} if float(alpha) else None)
+    alpha = source.metadata.get(_GGUF_ALPHA, "0")
+    is_there = number(alpha, path=source.name, key=_GGUF_ALPHA) != 0
+    return Part(component, source, {"lora_alpha": alpha} if is_there else None)
 
 
 def read_config(path: Path) -> dict[str, Any]:

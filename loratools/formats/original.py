@@ -202,7 +202,8 @@ def _unequal(adapters: Sequence[Adapter], architecture: Architecture | None) -> 
 def _exceptions(item: Adapter, writer: Writer, keys: dict[str, str], shapes: dict[str, list[int]]) -> None:
     """What the dialect alone would spell otherwise than the file did."""
     origin = item.origin
-    if origin is None or (writer.stacked and stacked_name(writer.placement(item.target.paths[0]).native)):
+    together = writer.stacked or writer.switched
+    if origin is None or (together and stacked_name(writer.placement(item.target.paths[0]).native)):
         return  # an expert of a parameter has no key of its own
     for role, (key, tensor) in writer.by_role(item).items():
         if key != origin.keys[role]:
@@ -221,7 +222,9 @@ def restore(
     Raises NotRepresentable for a GGUF file, whose container is not written.
     """
     if record.format == "gguf":
-        raise NotRepresentable("GGUF files are read, and not written", hint="--to peft, or --to mlx")
+        raise NotRepresentable(
+            "a GGUF file is written by --to gguf alone", hint="--to gguf, which names the model anew"
+        )
     by_component = writers_of(record, architecture)
 
     def stored(item: Adapter) -> Stored | None:

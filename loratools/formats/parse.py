@@ -36,7 +36,8 @@ from loratools.formats.opening import Opened
 from loratools.formats.passing import passing_of
 from loratools.formats.peft_variants import moved_bases, refuse_variants
 from loratools.formats.processors import NEVER_RUN, never_run
-from loratools.formats.refused import refuse_known, refuse_tuner
+from loratools.formats.refused import refuse_control, refuse_known, refuse_tuner
+from loratools.formats.switches import unswitched
 from loratools.model import Alpha, Target
 from loratools.tensors.lazy import LazyTensor
 
@@ -70,6 +71,7 @@ class Reading(NamedTuple):
 def parse(opened: Opened, *, arch: str | None = None) -> Reading:
     """Read an adapter file; raises WrongRole where it holds none, IncompleteAdapter, ArchitectureMismatch."""
     metadata = {key: value for part in opened.parts for key, value in part.source.metadata.items()}
+    refuse_control(opened.parts, path=opened.name)
     groups, rest = collect(opened.parts)
     refuse_known(groups.values(), [key for _, key in rest], path=opened.name)
     idle = {stem: groups.pop(stem) for stem in never_run(groups)}
@@ -81,6 +83,7 @@ def parse(opened: Opened, *, arch: str | None = None) -> Reading:
         )
     refuse_variants(opened.parts, path=opened.name)
     groups, experts = unstacked(groups, opened.parts)
+    groups, switch = unswitched(groups)
     kinds = {stem: group.kind for stem, group in groups.items()}
     factors = {stem: group.factors for stem, group in groups.items()}
     sound: set[tuple[object, ...]] = set()
@@ -94,13 +97,14 @@ def parse(opened: Opened, *, arch: str | None = None) -> Reading:
         stem: shape for stem in groups if (shape := kind_of(kinds[stem]).weight_shape(factors[stem])) is not None
     }
     passing = passing_of(groups, opened)
-    choice = candidates(opened, list(groups), weights, metadata, arch, passing=passing)
+    families = {item.cut.row.family for group in groups.values() for item in group.found.values() if item.cut.row.kind}
+    choice = candidates(opened, list(groups), weights, metadata, arch, passing=passing, families=families)
     found = choice.found
     settings = _Settings(opened, metadata)
 
     @cache
     def unnamed() -> dict[Stem, Place]:
-        return language_places(groups, weights, experts, passing)
+        return language_places(groups, weights, experts, passing, switch)
 
     @cache
     def bind(arch_id: str) -> tuple[AdapterSet, list[str]]:

@@ -6,12 +6,13 @@ from loratools.errors import UsageError, nearest
 from loratools.formats.comfy import COMFY
 from loratools.formats.diffusers import DIFFUSERS
 from loratools.formats.format import Format
+from loratools.formats.gguf import GGUF
 from loratools.formats.hcp import HCP
 from loratools.formats.kohya import KOHYA
 from loratools.formats.mlx import MLX
 from loratools.formats.peft import PEFT
 
-FORMATS: tuple[Format, ...] = (COMFY, DIFFUSERS, HCP, KOHYA, MLX, PEFT)
+FORMATS: tuple[Format, ...] = (COMFY, DIFFUSERS, GGUF, HCP, KOHYA, MLX, PEFT)
 ORIGINAL = "original"
 
 

@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
 from loratools.adapters.adapter import Adapter, AdapterSet
 from loratools.adapters.regroup import Regrouped, Step, regroup
 from loratools.adapters.settings import tuner_of
-from loratools.architectures.architecture import Architecture
 from loratools.errors import InternalError, NotRepresentable
-from loratools.formats import diffusers, mlx, peft, peft_kinds
+from loratools.formats import diffusers, gguf, mlx, peft, peft_kinds
 from loratools.formats.alpha_tensor import Stored, alpha_tensor, is_plain
 from loratools.formats.configs import DIFFUSERS_KEY, Config, parse_json
 from loratools.formats.control import as_comfyui_reads, wider_inputs, with_bias_spelt
-from loratools.formats.format import PEFT_WEIGHTS, Format, Options
-from loratools.formats.gguf_names import require_named
-from loratools.formats.language import naming_to_write
+from loratools.formats.format import PEFT_WEIGHTS, Format
 from loratools.formats.limits import holdable, uniform
 from loratools.formats.scale_tensor import SCALES_KEY, dumped, rounded_scale, scale_tensor, with_exact_scales
-from loratools.formats.spell import Writer, dimensions_of, naming_for
+from loratools.formats.spell import Writer
 from loratools.formats.stacks import Piled, piled
 from loratools.formats.suffixes import BY_TEXT
-from loratools.model import Target
+from loratools.formats.switches import switched, switched_as
+from loratools.model import Container, Target
 from loratools.tensors.lazy import LazyTensor
 
 GROUPS_KEY = "loratools.groups"
@@ -42,6 +40,7 @@ class OutputFile:
     metadata: Mapping[str, str]
     config: Mapping[str, Any] | None = None
     weights: str = PEFT_WEIGHTS
+    container: Container = "safetensors"
 
 
 @dataclass(frozen=True)
@@ -58,39 +57,6 @@ class Rendered:
     adapters: tuple[Adapter, ...]
     rounded: tuple[str, ...] = ()
     whole: Mapping[str, Mapping[str, LazyTensor]] = field(default_factory=dict)
-
-
-def writers(
-    adapters: AdapterSet,
-    form: Format,
-    architecture: Architecture | None,
-    options: Options,
-    known: tuple[Architecture, ...],
-) -> dict[str, Writer]:
-    """component → Writer; raises NotRepresentable where the format cannot name a component at all."""
-    if adapters.dialect.format == "gguf":
-        require_named(adapters)
-    form = as_comfyui_reads(form, adapters)
-    found: dict[str, Writer] = {}
-    for name in dict.fromkeys(item.target.component for item in adapters.adapters):
-        component = architecture.by_name[name] if architecture else None
-        spelling = form.spell(architecture, component, options)
-        if spelling is None:
-            origin = next((item.origin for item in adapters.adapters if item.origin), None)
-            raise NotRepresentable(
-                f"{form.id} has no names for {name} of this model ({', '.join(adapters.architectures[:3])})",
-                path=origin.file if origin else None,
-                key=origin.stem if origin else None,
-                hint="--to peft keeps the model's own names",
-            )
-        if component is None and not spelling.naming:
-            own = adapters.dialect.spellings.get(name)
-            spelling = replace(spelling, naming=naming_to_write(own, options, stacks=form.id == peft.PEFT.id))
-        naming = naming_for(component, spelling.naming)
-        found[name] = Writer(
-            spelling, naming, dimensions_of(known, name) if form.strict or form.alpha != "tensor" else {}
-        )
-    return found
 
 
 def render(
@@ -128,7 +94,7 @@ def render(
         members = uniform(found_members, component) if form.alpha != "tensor" else found_members
         placed += members
         held = tensors.setdefault(component if form.folder else "", {})
-        piles = together[component] = piled(members, writer)
+        piles = together[component] = (switched if writer.switched else piled)(members, writer)
         held.update(piles.tensors(writer) | wider_inputs(members, writer, form, adapters.architectures))
         for item in piles.plain:
             found = writer.tensors(item)
@@ -232,6 +198,8 @@ def _files(
     members = _by_component(adapters)
     if form.alpha == "tensor":
         return (OutputFile("", tensors[""], metadata),)
+    if form.container == "gguf":
+        return (OutputFile("", tensors[""], gguf.header(adapters, by_component, metadata), container="gguf"),)
     if form.alpha == "metadata":
         blocks: dict[str, Any] = {}
         for component, items in members.items():
@@ -262,7 +230,11 @@ def _configuration(
 ) -> Mapping[str, Any]:
     """adapter_config.json of one component, with what its source's configuration said beside ranks and alphas."""
     if form.id == mlx.MLX.id:
-        return mlx.config(items, lambda item: writer.placement(item.target.paths[0]).native, source)
+
+        def native(item: Adapter) -> str:
+            return switched_as(item, writer) or writer.placement(item.target.paths[0]).native
+
+        return mlx.config(items, native, source)
     if tuner_of(items[0].kind, items[0].factors) in peft_kinds.KINDS:
         return peft_kinds.config(
             items, lambda item: writer.placement(item.target.paths[0]).native, peft.carried(source), source

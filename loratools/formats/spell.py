@@ -15,8 +15,9 @@ from loratools.architectures.architecture import Architecture, Component, shapes
 from loratools.architectures.llm_namings import LanguageNaming
 from loratools.architectures.naming import Naming, Placement
 from loratools.errors import NotRepresentable
+from loratools.formats.gguf_names import GgufNaming
 from loratools.formats.layouts import turned
-from loratools.formats.suffixes import BY_TEXT
+from loratools.formats.suffixes import row_of
 from loratools.model import Spelling, Target
 from loratools.tensors.lazy import LazyTensor
 
@@ -31,7 +32,7 @@ class Writer:
     """
 
     spelling: Spelling
-    naming: Naming | LanguageNaming | None
+    naming: Naming | LanguageNaming | GgufNaming | None
     dimensions: Mapping[str, frozenset[int]]
 
     @property
@@ -39,13 +40,24 @@ class Writer:
         """Whether all experts of a layer are one parameter."""
         return isinstance(self.naming, LanguageNaming) and self.naming.experts == "stacked"
 
+    @property
+    def switched(self) -> bool:
+        """Whether all experts of a layer are one layer, as in MLX."""
+        return isinstance(self.naming, LanguageNaming) and bool(self.naming.switched)
+
     def placement(self, path: str) -> Placement:
         """The native weight that holds a canonical path; raises NotRepresentable for one that the naming has not."""
         if self.naming is None:
             return Placement(path, (path,), (1,), "rows", ".")
         found = self.naming.at_canonical(path)
         if found is None:
-            raise NotRepresentable(f"{path} has no name in the naming {self.naming.name}", hint="--to kohya has one")
+            ours = isinstance(self.naming, Naming)
+            hint = (
+                "--to kohya has one"
+                if ours
+                else "--names whole for layers that the model has as one; --to peft has all"
+            )
+            raise NotRepresentable(f"{path} has no name in the naming {self.naming.name}", hint=hint)
         return found
 
     def names(self, path: str) -> bool:
@@ -90,7 +102,7 @@ class Writer:
         for role, tensor in factors.items():
             suffix = _own(suffixes, adapter, role)
             key = stem + suffix if suffix else self.key(adapter, role)
-            row = BY_TEXT.get(key[len(stem) :])
+            row = row_of(key[len(stem) :], role)
             spelt = _magnitude(tensor, role, key, convolution) if "magnitude" in role else tensor
             found[role] = key, transposed(spelt) if row is not None and row.turned else spelt
         return found

@@ -8,7 +8,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from loratools.adapters.adapter import Adapter
-from loratools.adapters.factors import widened
+from loratools.adapters.factors import Factors, widened
 from loratools.adapters.fold import alpha_for, folded
 from loratools.adapters.kind import kind_of
 from loratools.adapters.regroup import Step, common_scale, ratio_of
@@ -119,31 +119,39 @@ def _require_pair(item: Adapter, parameter: str) -> None:
         )
 
 
+def levelled(experts: Mapping[int, Factors], rank: int, count: int) -> list[tuple[LazyTensor, LazyTensor]]:
+    """(down [rank, in], up [out, rank]) of `count` experts in one dtype, padded with zeros, which missing ones are."""
+    dtypes = {factors[role].dtype for factors in experts.values() for role in _PAIR}
+    dtype = dtypes.pop() if len(dtypes) == 1 else "F64" if "F64" in dtypes else "F32"
+    pairs: dict[int, tuple[LazyTensor, LazyTensor]] = {}
+    for number, factors in experts.items():
+        down, up = (widened(factors[role], dtype).reshape(*factors[role].shape[:2]) for role in _PAIR)
+        more = rank - down.shape[0]
+        pairs[number] = (down.pad_rows(0, more), up.pad_columns(0, more)) if more else (down, up)
+    first = next(iter(pairs.values()))
+    none = (LazyTensor.zeros(first[0].dtype, first[0].shape), LazyTensor.zeros(first[1].dtype, first[1].shape))
+    return [pairs.get(number, none) for number in range(count)]
+
+
 def _pile(parameter: str, experts: Mapping[int, Adapter], count: int) -> tuple[Pile, Step]:
     members = list(experts.values())
     scale = common_scale([item.scale for item in members])
     rank = max(item.rank or 0 for item in members)
-    dtypes = {tensor.dtype for item in members for tensor in item.factors.values()}
-    dtype = dtypes.pop() if len(dtypes) == 1 else "F64" if "F64" in dtypes else "F32"
     exact, equal = True, True
-    pairs: dict[int, tuple[LazyTensor, LazyTensor]] = {}
+    scaled: dict[int, Factors] = {}
     for number, item in experts.items():
         factors = item.factors
         if not item.scale.equals(scale):
             factors, kept = folded(kind_of(item.kind), factors, ratio_of(item.scale, scale))
             exact, equal = exact and kept, False
-        down, up = (widened(factors[role], dtype).reshape(*factors[role].shape[:2]) for role in _PAIR)
-        more = rank - down.shape[0]
-        pairs[number] = (down.pad_rows(0, more), up.pad_columns(0, more)) if more else (down, up)
-    first = next(iter(pairs.values()))
-    none = tuple(LazyTensor.zeros(tensor.dtype, tensor.shape) for tensor in first)
-    held = [pairs.get(number, none) for number in range(count)]
+        scaled[number] = factors
+    held = levelled(scaled, rank, count)
     alpha, kept = alpha_for(members[0].alpha, scale, rank)
     if members[0].alpha.rank_stabilized and not alpha.rank_stabilized:  # one switch is for the whole configuration
         alpha = alpha._replace(value=Fraction(float(scale) * math.sqrt(rank)), rank_stabilized=True)
     target = Target(members[0].target.component, (parameter,))
-    padded = len(pairs) < count or any(item.rank != rank for item in members)
-    note = f"{len(pairs)} of {count} experts at rank {rank}" + ("" if equal else "; brought to one scale")
+    padded = len(experts) < count or any(item.rank != rank for item in members)
+    note = f"{len(experts)} of {count} experts at rank {rank}" + ("" if equal else "; brought to one scale")
     step = Step(target, "pad" if padded else "block", note, measured=not (exact and kept))
     down, up = stack_rows([pair[0] for pair in held]), interleaved([pair[1] for pair in held])
     return Pile(parameter, down, up, rank, alpha), step

@@ -177,6 +177,11 @@ def cut(key: str) -> Cut | None:
     return None
 
 
+def row_of(suffix: str, role: str) -> Suffix | None:
+    """The row of a suffix that is written for a role: an embedding's factors are stored the other way round."""
+    return (_OF_EMBEDDINGS if role.startswith("embedding_") else BY_TEXT).get(suffix) or BY_TEXT.get(suffix)
+
+
 def _family(*families: str) -> dict[str, str]:
     """role → the first suffix that the families write for it."""
     found: dict[tuple[str, str], str] = {}
@@ -201,6 +206,7 @@ WRITTEN: Mapping[str, Mapping[str, str]] = {
     "peft": _family(_PEFT)
     | {"adalora.down": ".lora_A", "adalora.up": ".lora_B"}  # bare parameters there, two layers in a LoRA
     | {name: text for name, text in _family(_KOHYA).items() if name.startswith(("loha.", "lokr."))},
+    "gguf": _family(_GGUF) | {f"lora.{row.role}": text for text, row in _OF_EMBEDDINGS.items() if row.family == _GGUF},
     "hcp": _family(_HCP),
     "mlx": _MLX_WRITES | {"magnitude": MLX_MAGNITUDE.text},
     # bare `.lora_magnitude_vector` is silently wrong in diffusers' text encoders; `.weight` is right everywhere

@@ -27,7 +27,7 @@ class Catalogue:
 def supported_formats() -> Catalogue:
     """Every format that can be written, with its readers, its place for alpha and the kinds it holds; and what is read.
 
-    `written` of what is read is the id of a format, "as it was" (`--to original`), "no" or "refused".
+    `written` of what is read is the id of a format, "as it was" (`--to original`) or "refused".
     """
     rows = tuple(
         {"id": row.id, "title": row.title, "readers": list(row.readers), "alpha": row.alpha, "kinds": list(row.kinds)}

@@ -15,9 +15,10 @@ from loratools.formats.format import ClipPrefix, Options
 from loratools.formats.opening import Reference
 from loratools.formats.original import ORIGINAL_KEY, Original, describe, restore
 from loratools.formats.registry import ORIGINAL, format_of
-from loratools.formats.render import GROUPS_KEY, Rendered, render, writers
+from loratools.formats.render import GROUPS_KEY, Rendered, render
 from loratools.formats.scale_tensor import SCALES_KEY
 from loratools.formats.settle import scaled_in_factors
+from loratools.formats.writers import writers
 from loratools.operations.conversion.language_names import Names, language_names
 from loratools.operations.conversion.pending import Pending
 from loratools.operations.conversion.plan import plan_of

@@ -25,6 +25,7 @@ _FLOATS = {
 }
 # What the reader raises where a count, a length or a name in the file is not what it should be.
 _DAMAGE = (AttributeError, IndexError, KeyError, MemoryError, OverflowError, TypeError, UnicodeDecodeError, ValueError)
+_OURS = "loratools."  # records of conversions, which may be long
 _LONG = 1 << 16  # a tokenizer's vocabulary is no metadata of an adapter
 
 
@@ -105,6 +106,6 @@ def _metadata(fields: Mapping[str, Any]) -> dict[str, str]:
         if key.startswith("GGUF.") or len(field.types) != 1:
             continue
         value = field.contents()
-        if not isinstance(value, str) or len(value) < _LONG:
+        if not isinstance(value, str) or len(value) < _LONG or key.startswith(_OURS):
             found[key] = str(value)
     return found

@@ -5,12 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from loratools.errors import InternalError
-from loratools.tensors.header import read_header
 from loratools.tensors.layout import Layout
 from loratools.tensors.reread import Background, Rereading
 from loratools.tensors.segments import Bytes, MemoryBytes
@@ -64,7 +63,7 @@ def produce(
         os.fsync(descriptor)
         _compare(path, header)
         if check is None:
-            _compare_entries(path, layout, metadata)
+            layout.compare(path, metadata)
     except BaseException:
         if rereading is not None:
             rereading.cancel()
@@ -109,17 +108,6 @@ def _compare(path: Path, header: bytes) -> None:
     with LocalFile(path) as file:
         if file.read(0, len(header)) != header:
             raise InternalError("the written header is not the planned one", path=path)
-
-
-def _compare_entries(path: Path, layout: Layout, metadata: Mapping[str, str]) -> None:
-    """Opens the file as a stranger would, and compares its header with the layout (as a caller's check also must)."""
-    with LocalFile(path) as file:
-        header = read_header(file)
-    found = {key: (entry.dtype, entry.shape) for key, entry in header.tensors.items()}
-    if found != {key: (tensor.dtype, tuple(tensor.shape)) for key, tensor in layout.tensors.items()}:
-        raise InternalError("the written header is not the planned one", path=path)
-    if dict(header.metadata) != dict(metadata):
-        raise InternalError("the written metadata are not the planned ones", path=path)
 
 
 def copy_plain(path: Path, content: bytes | LocalFile) -> Written:

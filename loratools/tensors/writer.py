@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from loratools.errors import OutputExists
+from loratools.model import Container
 from loratools.tensors.folder import Content, WrittenFolder, write_folder
 from loratools.tensors.layout import LateMetadata, Layout
 from loratools.tensors.lazy import LazyTensor
@@ -28,7 +29,9 @@ __all__ = [
     "Progress",
     "Written",
     "WrittenFolder",
+    "give_name",
     "guard_output",
+    "layout_in",
     "write",
     "write_folder",
 ]
@@ -46,8 +49,9 @@ def write(
     check: Callable[[Path], None] | None = None,
     late_metadata: LateMetadata | None = None,
     digest: bool = True,
+    container: Container = "safetensors",
 ) -> Written:
-    """Writes one safetensors file: refused before, verified and synced under another name, then renamed.
+    """Writes one file, of safetensors or GGUF: refused before, verified and synced under another name, then renamed.
 
     `check` is the caller's proof: called with the complete temporary, on the calling thread; what it raises undoes the
     write. `keep_order` lays tensors out as the mapping has them, not in the format's order. Without `digest` no SHA-256
@@ -56,7 +60,7 @@ def write(
     """
     target = Path(path)
     before = guard_output(target, inputs, overwrite=overwrite)
-    layout = Layout.of(tensors, metadata, late_metadata, keep_order=keep_order)
+    layout = layout_in(container).of(tensors, metadata, late_metadata, keep_order=keep_order)
     temporary = temporary_beside(target)
     with disk_errors(target, layout.size), steady(inputs):
         try:
@@ -64,10 +68,7 @@ def write(
             written = produce(temporary, layout, before=before, progress=progress, check=check, digest=digest)
             for file in inputs:
                 file.check_unchanged()
-            if overwrite:
-                temporary.replace(target)
-            else:
-                _put_where_nothing_is(temporary, target)
+            give_name(temporary, target, overwrite=overwrite)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
@@ -75,8 +76,22 @@ def write(
     return Written(target, written.size, written.payload_sha256)
 
 
-def _put_where_nothing_is(temporary: Path, target: Path) -> None:
-    """Give a finished file its name, which no other may have got meanwhile: of two writers one is told so."""
+def layout_in(container: Container) -> type[Layout]:
+    """How files of a container are laid out."""
+    if container == "safetensors":
+        return Layout
+    from loratools.tensors.gguf_layout import GgufLayout
+
+    return GgufLayout
+
+
+def give_name(temporary: Path, target: Path, *, overwrite: bool) -> None:
+    """Give a finished file its name, which without `overwrite` no other may have got meanwhile: of two writers one is
+    told so. Raises OutputExists.
+    """
+    if overwrite:
+        temporary.replace(target)
+        return
     try:
         os.link(temporary, target)
     except FileExistsError as error:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from loratools.formats import dialect
-from loratools.formats.dialects import AS_IT_WAS, DIALECTS, READ_ONLY, REFUSED
+from loratools.formats.dialects import AS_IT_WAS, DIALECTS, REFUSED
 from loratools.formats.format import NUMBERED
 from loratools.formats.refused import FORMS
 from loratools.formats.registry import FORMATS
@@ -23,9 +23,9 @@ def test_every_word_of_a_key_grammar_is_listed():
 
 
 def test_what_is_written_is_a_format_of_that_name():
-    written = {row.written for row in DIALECTS} - {AS_IT_WAS, READ_ONLY, REFUSED}
+    written = {row.written for row in DIALECTS} - {AS_IT_WAS, REFUSED}
     assert written == {form.id for form in FORMATS}
-    assert all(row.written in (row.id, AS_IT_WAS, READ_ONLY, REFUSED) for row in DIALECTS)
+    assert all(row.written in (row.id, AS_IT_WAS, REFUSED) for row in DIALECTS)
 
 
 @pytest.mark.parametrize("row", DIALECTS, ids=lambda row: row.id)

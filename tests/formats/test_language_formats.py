@@ -11,7 +11,16 @@ from safetensors.numpy import load_file, save_file
 
 import loratools
 from loratools.adapters.kind import delta_of
-from loratools.errors import IncompleteAdapter, MalformedFile, NotRepresentable, UnsupportedFile
+from loratools.errors import (
+    ArchitectureMismatch,
+    IncompleteAdapter,
+    LoratoolsError,
+    MalformedFile,
+    NotRepresentable,
+    OutputExists,
+    UnsupportedFile,
+    UsageError,
+)
 from tests.formats.making import assert_same_tensors, read
 
 LAYERS = {"self_attn.q_proj": (32, 32), "self_attn.k_proj": (16, 32), "mlp.down_proj": (32, 64)}
@@ -66,6 +75,16 @@ def test_mlx_factors_are_turned_and_its_scale_is_the_scale(tmp_path):
     assert found["alpha"]["scales"] == {"20.0": 7}
     assert "llm-llama" in found["candidates"]
     assert_deltas(tmp_path / "mlx", truth)
+
+
+@pytest.mark.parametrize("parameters", [{"rank": 4}, {"rank": 4, "alpha": 16}, [1], None])
+def test_mlx_without_a_scale_is_malformed_and_no_scale_is_made_up(parameters, tmp_path):
+    mlx(tmp_path / "mlx")
+    place = tmp_path / "mlx" / "adapter_config.json"
+    place.write_text(json.dumps(json.loads(place.read_text()) | {"lora_parameters": parameters}))
+    with pytest.raises(MalformedFile, match="no scale") as refused:
+        loratools.open(tmp_path / "mlx")
+    assert refused.value.key == "lora_parameters"
 
 
 def test_mlx_goes_to_peft_and_every_byte_comes_back(tmp_path):
@@ -181,11 +200,95 @@ def test_a_picture_model_is_no_mlx_adapter(tmp_path):
         loratools.convert(tmp_path / "a.safetensors", to="mlx", arch="sd1")
 
 
-def test_stacked_experts_of_mlx_are_refused_by_name(tmp_path):
+EXPERTS, SWITCHES = 3, {"gate_proj": (24, 16), "up_proj": (24, 16), "down_proj": (16, 24)}
+MIXTURES = {
+    # model type: where mlx-lm's class has the experts, how checkpoints call one of them
+    "qwen3-moe": ("mlp", dict(zip(SWITCHES, SWITCHES, strict=True))),
+    "mixtral": ("block_sparse_moe", {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}),
+}
+
+
+def switches(folder, kind, *, rows=False):
+    """(canonical path → delta) of an MLX folder: scale · lora_b @ lora_a.reshape(experts, -1, in), as it is fused."""
+    module, _ = MIXTURES[kind]
+    tensors, truth = {}, {}
+    for leaf, (out, inner) in SWITCHES.items():
+        a, b = matrices(EXPERTS, 4, inner), matrices(EXPERTS, out, 4)
+        path = f"model.layers.1.{module}.switch_mlp.{leaf}"
+        tensors |= {f"{path}.lora_a": a.reshape(-1, inner) if rows else a, f"{path}.lora_b": b}
+        deltas = SCALE * b.astype(np.float64) @ a.reshape(EXPERTS, -1, inner).astype(np.float64)
+        truth |= {f"model.layers.1.mlp.experts.{at}.{leaf}": delta for at, delta in enumerate(deltas)}
+    a, b = matrices(16, 4), matrices(4, 16)
+    tensors |= {"model.layers.1.self_attn.q_proj.lora_a": a, "model.layers.1.self_attn.q_proj.lora_b": b}
+    truth["model.layers.1.self_attn.q_proj"] = SCALE * (a.astype(np.float64) @ b.astype(np.float64)).T
+    folder.mkdir()
+    save_file(tensors, folder / "adapters.safetensors")
+    keys = ["self_attn.q_proj", *(f"{module}.switch_mlp.{leaf}" for leaf in SWITCHES)]
+    parameters = {"rank": 4, "scale": SCALE, "dropout": 0.0, "keys": keys}
+    config = {"fine_tune_type": "lora", "num_layers": -1, "lora_parameters": parameters, "model": "a/b"}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return truth
+
+
+@pytest.mark.parametrize("rows", [False, True], ids=["three dimensions", "rows"])
+@pytest.mark.parametrize("kind", MIXTURES)
+def test_mlx_experts_are_one_adapter_each_and_return_bit_for_bit(kind, rows, tmp_path):
+    truth = switches(tmp_path / "mlx", kind, rows=rows)
+    found = loratools.inspect(tmp_path / "mlx").document
+    assert (found["format"], found["adapters"], found["unknown_keys"]) == ("mlx", 10, [])
+    assert f"llm-{kind}" in found["candidates"]
+    assert_deltas(tmp_path / "mlx", truth)
+    done = loratools.convert(tmp_path / "mlx", to="peft", arch=f"llm-{kind}").save(tmp_path / "peft")
+    assert (done.proof.exact, done.proof.measured) == (0, 0)
+    assert_deltas(tmp_path / "peft", truth)
+    leaf = MIXTURES[kind][1]["up_proj"]
+    module = MIXTURES[kind][0]
+    assert f"base_model.model.model.layers.1.{module}.experts.2.{leaf}.lora_A.weight" in read(tmp_path / "peft")
+    for source, to in (("mlx", "mlx"), ("peft", "original")):
+        loratools.convert(tmp_path / source, to=to).save(tmp_path / f"{to} again")
+        assert_same_tensors(read(tmp_path / f"{to} again"), read(tmp_path / "mlx"))
+
+
+def test_pefts_stacked_experts_go_to_mlx(tmp_path):
+    truth = switches(tmp_path / "mlx", "qwen3-moe")
+    arch = "llm-qwen3-moe"
+    loratools.convert(tmp_path / "mlx", to="peft", names="whole", arch=arch).save(tmp_path / "stacked")
+    stacked = tmp_path / "stacked" / "adapter_model.safetensors"
+    assert any("experts.base_layer" in key for key in read(stacked))
+    for at in range(2):  # with the record of what was fused, and without it
+        loratools.convert(tmp_path / "stacked", to="mlx", arch=arch).save(tmp_path / f"same {at}")
+        assert_same_tensors(read(tmp_path / f"same {at}"), read(tmp_path / "mlx"))
+        save_file(load_file(stacked), stacked, {"format": "pt"})
+    loratools.convert(tmp_path / "mlx", to="peft", arch=arch).save(tmp_path / "each")
+    plain = tmp_path / "each" / "adapter_model.safetensors"
+    kept = {key: tensor for key, tensor in load_file(plain).items() if "experts.1.up_proj" not in key}
+    save_file(kept, plain, {"format": "pt"})
+    done = loratools.convert(tmp_path / "each", to="mlx", arch=arch).save(tmp_path / "again")
+    written, config = read(tmp_path / "again"), json.loads((tmp_path / "again" / "adapter_config.json").read_text())
+    ups = written["model.layers.1.mlp.switch_mlp.up_proj.lora_b"]
+    assert (list(ups.shape), done.proof.measured) == ([EXPERTS, 24, 4], 0)
+    assert not ups[1].any()
+    assert "mlp.switch_mlp.up_proj" in config["lora_parameters"]["keys"]
+    truth["model.layers.1.mlp.experts.1.up_proj"] *= 0
+    assert_deltas(tmp_path / "again", truth)
+
+
+def test_experts_of_an_unknown_mixture_have_no_name_in_mlx(tmp_path):
+    switches(tmp_path / "mlx", "qwen3-moe")
+    loratools.convert(tmp_path / "mlx", to="peft", names="whole", arch="llm-qwen3-moe").save(tmp_path / "stacked")
+    with pytest.raises(NotRepresentable, match="by the model's type"):
+        loratools.convert(tmp_path / "stacked", to="mlx")
+
+
+def test_factors_of_experts_that_do_not_belong_together_are_told(tmp_path):
     stem = "model.layers.0.mlp.switch_mlp.gate_proj"
-    save_file({f"{stem}.lora_a": matrices(4, 2, 8), f"{stem}.lora_b": matrices(4, 16, 2)}, tmp_path / "a.safetensors")
+    save_file({f"{stem}.lora_a": matrices(4, 3, 8), f"{stem}.lora_b": matrices(4, 16, 2)}, tmp_path / "a.safetensors")
+    with pytest.raises(IncompleteAdapter, match="belong together"):
+        loratools.open(tmp_path / "a.safetensors")
+    stem = "model.layers.0.feed_forward.gate_proj"
+    save_file({f"{stem}.lora_a": matrices(4, 2, 8), f"{stem}.lora_b": matrices(4, 16, 2)}, tmp_path / "b.safetensors")
     with pytest.raises(IncompleteAdapter, match="stacked experts"):
-        loratools.convert(tmp_path / "a.safetensors", to="peft")
+        loratools.open(tmp_path / "b.safetensors")
 
 
 def gguf_file(path, architecture, *, alpha=8.0, kind=None):
@@ -235,8 +338,108 @@ def test_gguf_adapters_are_read_under_transformers_names(architecture, tmp_path,
     assert_deltas(tmp_path / "a.gguf", truth)
     loratools.convert(tmp_path / "a.gguf", to="peft").save(tmp_path / "peft")
     assert_deltas(tmp_path / "peft", truth)
-    with pytest.raises(NotRepresentable, match="read, and not written"):
+    name = loratools.inspect(tmp_path / "a.gguf").document["architecture"]
+    loratools.convert(tmp_path / "peft", to="gguf", arch=name).save(tmp_path / "b.gguf")
+    assert_same_gguf(tmp_path / "b.gguf", tmp_path / "a.gguf")
+    with pytest.raises(NotRepresentable, match="--to gguf alone"):
         loratools.convert(tmp_path / "peft", to="original")
+
+
+def stated(path):
+    """What gguf's own reader finds: (values of the header but ours, name → type, shape and bytes)."""
+    reader = gguf.GGUFReader(path)
+    kept = {
+        key: field.contents() for key, field in reader.fields.items() if not key.startswith(("GGUF.", "loratools."))
+    }
+    tensors = {item.name: (item.tensor_type, item.shape.tolist(), item.data.tobytes()) for item in reader.tensors}
+    return kept, tensors
+
+
+def assert_same_gguf(ours, theirs):
+    """Equal values, names, types, shapes and bytes, as gguf's own reader has them."""
+    for one, other in zip(stated(ours), stated(theirs), strict=True):
+        assert one == other
+
+
+def peft_folder(folder, layers=LAYERS, *, dtype=np.float32, **config):
+    """(transformers' path → delta) of a PEFT folder of rank 4."""
+    tensors, truth = {}, {}
+    scale = config.get("lora_alpha", 4) / 4
+    for leaf, (rows, columns) in layers.items():
+        path = f"model.layers.3.{leaf}"
+        a, b = matrices(4, columns).astype(dtype), matrices(rows, 4).astype(dtype)
+        tensors |= {f"base_model.model.{path}.lora_A.weight": a, f"base_model.model.{path}.lora_B.weight": b}
+        truth[path] = scale * b.astype(np.float64) @ a.astype(np.float64)
+    folder.mkdir()
+    save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
+    stated = {"peft_type": "LORA", "r": 4, "lora_alpha": 4, **config}
+    (folder / "adapter_config.json").write_text(json.dumps(stated))
+    return truth
+
+
+@pytest.mark.parametrize("alpha", [4, 16, 2.5])
+def test_a_peft_adapter_goes_to_gguf_and_back(alpha, tmp_path):
+    truth = peft_folder(tmp_path / "peft", lora_alpha=alpha)
+    done = loratools.convert(tmp_path / "peft", to="gguf", arch="llm-qwen3").save(tmp_path / "a.gguf")
+    assert (done.proof.identical, done.size) == (3, (tmp_path / "a.gguf").stat().st_size)
+    header, tensors = stated(tmp_path / "a.gguf")
+    assert header == {
+        "general.architecture": "qwen3", "general.type": "adapter", "adapter.type": "lora",
+        "adapter.lora.alpha": 0.0 if alpha == 4 else alpha,  # none, where every scale is 1
+    }  # fmt: skip
+    assert tensors["blk.3.attn_k.weight.lora_b"][:2] == (gguf.GGMLQuantizationType.F32, [4, 16])
+    assert_deltas(tmp_path / "a.gguf", truth)
+    loratools.convert(tmp_path / "a.gguf", to="original").save(tmp_path / "back")
+    assert_same_tensors(read(tmp_path / "back"), read(tmp_path / "peft"))
+    config = json.loads((tmp_path / "back" / "adapter_config.json").read_text())
+    assert config == json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+
+
+def test_a_gguf_file_appears_whole_and_names_itself(tmp_path, monkeypatch):
+    from loratools.tensors import gguf_layout
+
+    peft_folder(tmp_path / "peft")
+    pending = loratools.convert(tmp_path / "peft", to="gguf", arch="llm-qwen2")
+    with pytest.raises(UsageError, match=r"one \.gguf file"):
+        pending.save(tmp_path / "a.safetensors")
+    whole = gguf_layout._header
+    monkeypatch.setattr(gguf_layout, "_header", lambda *given: whole(*given)[:-32])
+    with pytest.raises(LoratoolsError):
+        pending.save(tmp_path / "a.gguf")
+    assert [item.name for item in tmp_path.iterdir()] == ["peft"]
+    monkeypatch.undo()
+    pending.save(tmp_path / "a.gguf")
+    with pytest.raises(OutputExists):
+        pending.save(tmp_path / "a.gguf")
+    assert pending.save(tmp_path / "a.gguf", if_needed=True).skipped
+
+
+def test_what_gguf_cannot_hold_is_refused_with_the_reason(tmp_path):
+    peft_folder(tmp_path / "peft", lora_alpha=16, alpha_pattern={"q_proj": 8})
+
+    def to_gguf(name="peft", arch="llm-qwen2", **options):
+        return loratools.convert(tmp_path / name, to="gguf", arch=arch, **options)
+
+    with pytest.raises(ArchitectureMismatch, match="names its model"):
+        to_gguf(arch=None)
+    with pytest.raises(NotRepresentable, match="number of heads"):
+        to_gguf(arch="llm-llama")
+    with pytest.raises(NotRepresentable, match="one alpha"):
+        to_gguf()
+    to_gguf(alpha="fold").save(tmp_path / "folded.gguf")  # by 2 and by 4, which is exact
+    assert_deltas(
+        tmp_path / "folded.gguf",
+        {
+            item.target.paths[0]: delta_of(item, dtype="float64").numpy()
+            for item in loratools.open(tmp_path / "peft").adapters
+        },
+    )
+    peft_folder(tmp_path / "double", dtype=np.float64)
+    with pytest.raises(NotRepresentable, match="F64"):
+        to_gguf("double").save(tmp_path / "double.gguf")
+    peft_folder(tmp_path / "phi", {"self_attn.q_proj": (32, 32)})
+    with pytest.raises(NotRepresentable, match="no name in the naming gguf phi3"):
+        to_gguf("phi", arch="llm-phi3")
 
 
 def test_an_alpha_of_zero_is_none_in_gguf(tmp_path):
@@ -269,6 +472,20 @@ def test_a_damaged_gguf_file_is_malformed(tmp_path):
     (tmp_path / "other.gguf").write_bytes(b"PK\3\4 and more")
     with pytest.raises(MalformedFile):
         loratools.open(tmp_path / "other.gguf")
+
+
+def test_an_alpha_that_is_no_number_is_malformed_by_its_key(tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "a.gguf", "qwen2")
+    writer.add_string(gguf.Keys.Adapter.LORA_ALPHA, "sixteen")
+    writer.add_tensor("blk.0.attn_q.weight.lora_a", matrices(4, 64))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(MalformedFile) as refused:
+        loratools.open(tmp_path / "a.gguf")
+    assert refused.value.key == gguf.Keys.Adapter.LORA_ALPHA
+    assert refused.value.path == str(tmp_path / "a.gguf")
 
 
 def test_gguf_needs_its_package(tmp_path, monkeypatch):

@@ -12,8 +12,9 @@ from loratools.adapters.adapter import Adapter, AdapterSet
 from loratools.bases.pairing import Pair, Twin
 from loratools.errors import NotRepresentable
 from loratools.formats.format import Format, Options
-from loratools.formats.render import Rendered, render, writers
+from loratools.formats.render import Rendered, render
 from loratools.formats.spell import Writer
+from loratools.formats.writers import writers
 from loratools.model import Alpha, Dialect, Target
 from loratools.operations.extraction.factors import Extracted
 from loratools.operations.extraction.result import WORDS

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from loratools.errors import LoratoolsError, NotRepresentable, OutputRefused, UsageError
 from loratools.formats.opening import CONFIG
 from loratools.formats.render import OutputFile, Rendered
+from loratools.model import Container
 from loratools.operations.header.hashes import recomputed
 from loratools.operations.lora import open_lora
 from loratools.operations.outputs.provenance import PROVENANCE_KEY, InputHashes, record
-from loratools.tensors.layout import Layout
 from loratools.tensors.output import check_free_space, guard_folder, guard_output
 from loratools.tensors.source import LocalFile
-from loratools.tensors.writer import Progress, write, write_folder
+from loratools.tensors.writer import Progress, layout_in, write, write_folder
 
 if TYPE_CHECKING:
     import torch
@@ -59,14 +59,14 @@ class AdapterOutput:
     @property
     def size(self) -> int:
         """The bytes of the finished files, headers and configurations among them; no value is read."""
-        text = record(self.operation, self.parameters, InputHashes.awaited(self.inputs))
+        text = record(self.operation, self.parameters, InputHashes.awaited(self.inputs, self.folders))
         total = 0
         for content in self._contents().values():
             if isinstance(content, bytes):
                 total += len(content)
             else:
                 tensors, metadata = content
-                total += Layout.of(tensors, {**metadata, PROVENANCE_KEY: text}).size
+                total += layout_in(self._container).of(tensors, {**metadata, PROVENANCE_KEY: text}).size
         return total
 
     def state_dict(self) -> dict[str, torch.Tensor]:
@@ -97,7 +97,7 @@ class AdapterOutput:
     def stands(self, path: Path) -> bool:
         """Whether this output was made there before, by this version from these inputs."""
         self._require_place(path)
-        hashes = InputHashes(self.inputs)
+        hashes = InputHashes(self.inputs, self.folders)
         try:
             return made_from(path, record(self.operation, self.parameters, hashes.inputs()))
         finally:
@@ -120,7 +120,7 @@ class AdapterOutput:
         """
         path = Path(out)
         self._require_place(path)
-        hashes = InputHashes(self.inputs)
+        hashes = InputHashes(self.inputs, self.folders)
         try:
             if if_needed and made_from(path, record(self.operation, self.parameters, hashes.inputs())):
                 return Saved(path, 0, None, skipped=True)
@@ -148,10 +148,15 @@ class AdapterOutput:
                 check=check,
                 late_metadata=late[self._name(file)],
                 digest=digest,
+                container=file.container,
             )
             return Saved(path, one.size, one.payload_sha256)
         finally:
             hashes.close()
+
+    @property
+    def _container(self) -> Container:
+        return self.rendered.files[0].container
 
     def _name(self, file: OutputFile) -> str:
         """The place of a file in the output folder: one component at its root, several in folders of their own."""
@@ -185,9 +190,9 @@ class AdapterOutput:
         """Raise UsageError or OutputRefused for a place that this output cannot have."""
         if self.folder and path.suffix == ".safetensors":
             self._require_bare(path)
-        elif not self.folder and path.suffix != ".safetensors":
-            hint = f"name it {path.name or 'out'}.safetensors"
-            raise UsageError(f"{self.format} is one .safetensors file", path=path, hint=hint)
+        elif not self.folder and path.suffix != f".{self._container}":
+            hint = f"name it {path.name or 'out'}.{self._container}"
+            raise UsageError(f"{self.format} is one .{self._container} file", path=path, hint=hint)
         if any(path.resolve().is_relative_to(folder.resolve()) for folder in self.folders):
             raise OutputRefused("the output lies in the input", path=path, hint="give the output another name")
 

@@ -14,10 +14,11 @@ from loratools.formats.alphas import FREE_KEYS
 from loratools.formats.format import Options
 from loratools.formats.original import ORIGINAL_KEY, Original, describe, restore
 from loratools.formats.registry import format_of
-from loratools.formats.render import GROUPS_KEY, Rendered, render, writers
+from loratools.formats.render import GROUPS_KEY, Rendered, render
 from loratools.formats.scale_tensor import SCALES_KEY
 from loratools.formats.settle import scaled_in_factors
 from loratools.formats.suffixes import WRITTEN
+from loratools.formats.writers import writers
 from loratools.model import Dialect, Spelling
 from loratools.operations.header.hashes import HASH_KEYS
 from loratools.operations.lora import Lora, tables
@@ -127,7 +128,7 @@ def _arguments(raw: str, convolutions: Sequence[Adapter]) -> str:
     """`ss_network_args` with the convolutions' rank and alpha, where it notes them and can be read."""
     try:
         found = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         return raw  # a note of somebody else's, for people
     if not isinstance(found, dict):
         return raw
