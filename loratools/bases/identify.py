@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal
 
+from loratools.architectures import control_lora
 from loratools.architectures.llm import architecture_id, model_types
 from loratools.architectures.naming import skeleton
 from loratools.architectures.registry import ARCHITECTURES, without_heirs
@@ -48,7 +49,8 @@ ADAPTER_WORDS = frozenset(
 class Identity:
     """The answer. `candidates` are every architecture that fits, none where no table knows the model.
 
-    `components` tell how each component is spelt; `unmatched` are the keys that nothing explains.
+    `components` tell how each component is spelt; `unmatched` are the keys that nothing explains; `format` is the word
+    for a ControlNet that is stored in factors.
     """
 
     role: Role
@@ -57,6 +59,7 @@ class Identity:
     unmatched: tuple[str, ...] = ()
     variants: tuple[str, ...] = ()
     misfits: tuple[str, ...] = ()
+    format: str | None = None
 
 
 def identify(sizes: Shapes) -> Identity | None:
@@ -99,6 +102,11 @@ def _embedding(sizes: Shapes) -> Identity | None:
 
 def _controlnet(sizes: Shapes) -> Identity | None:
     """A copy of the denoiser's first half with zero convolutions behind it."""
+    if control_lora.MARK in sizes:
+        sizes = control_lora.weights_of(sizes)
+        found = _fitting(matches(sizes, prefix=""))
+        ids = tuple(match.architecture.id for match in found)
+        return Identity("controlnet", ids, found[0].parts if found else {}, format=control_lora.FORMAT)
     if all(key.startswith(CONTROL_PREFIX) for key in sizes):
         prefix = CONTROL_PREFIX
     elif {key.partition(".")[0] for key in sizes} & set(CONTROL_TOPS):

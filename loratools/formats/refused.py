@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
+from loratools.architectures import control_lora
 from loratools.errors import UnreadableForm, WrongRole
 from loratools.formats.collect import Group
 from loratools.formats.opening import Part
@@ -52,6 +53,12 @@ def refuse_known(groups: Iterable[Group], rest: Collection[str], *, path: str) -
                             raise WrongRole("a model in 4 bits, and no adapter", path=path, key=item.key)
                         told = {"form": form.name, "kinds": form.kinds}
                         raise UnreadableForm(form.why, path=path, key=item.key, hint=form.hint, **told)
+
+
+def refuse_control(parts: Iterable[Part], *, path: str) -> None:
+    """Raise WrongRole for a Control-LoRA, whose factors are for another model than the one that an adapter changes."""
+    if any(control_lora.MARK in part.source for part in parts):
+        raise WrongRole(control_lora.WHY, path=path, key=control_lora.MARK, hint=control_lora.HINT)
 
 
 def refuse_tuner(parts: Iterable[Part], *, path: str) -> None:

@@ -225,7 +225,7 @@ def _other(opened: Opened) -> Inspection:
     unmatched = list(found.unmatched) if found else sorted(_shapes(opened.parts))
     metadata = {key: value for part in opened.parts for key, value in part.source.metadata.items()}
     document = {
-        **_frame(opened, found.role if found else "unknown", None),
+        **_frame(opened, found.role if found else "unknown", found.format if found else None),
         "producer": None,
         "architecture": found.candidates[0] if found and len(found.candidates) == 1 else None,
         "candidates": list(found.candidates) if found else [],

@@ -76,6 +76,8 @@ def open_lora(reference: Reference | Lora, *, arch: str | None = None, unsafe_pi
     try:
         return Lora(parse(opened, arch=arch))
     except WrongRole as error:
+        if error.key is not None:  # it has said what the file is
+            raise
         raise _wrong_role(opened) from error
 
 

@@ -4,6 +4,8 @@ import pytest
 import torch
 
 import loratools
+from loratools.architectures.architecture import shapes
+from loratools.architectures.registry import architecture
 from loratools.errors import UnreadableForm, UnsupportedFile, WrongRole
 from tests.formats.making import KOHYA, Draw, low_rank, write, write_peft
 
@@ -46,6 +48,48 @@ def test_a_model_that_nunchaku_quantised_is_no_adapter_and_no_base_to_merge_into
     with pytest.raises(UnsupportedFile, match="packed") as refusal:
         loratools.merge(base, [lora], tmp_path / "out.safetensors")
     assert refusal.value.key == "transformer_blocks.0.qkv_proj.qweight"
+
+
+def control_lora(name):
+    """The keys of Stability AI's Control-LoRAs, which ComfyUI and Forge read: (those of factors, all)."""
+    known = architecture(name)
+    sizes, factors, held = shapes(known.variants[0].shapes)["unet"], set(), {}
+    for placement in known.by_name["unet"].naming("ldm").placements():
+        stem = placement.native
+        half = stem.startswith(("input_blocks.", "middle_block.", "time_embed.", "label_emb."))
+        if not half or placement.paths[0] not in sizes:
+            continue
+        rows, *rest = sizes[placement.paths[0]]
+        if rest:
+            held |= {f"{stem}.up": (rows, 1, *(1 for _ in rest[1:])), f"{stem}.down": (1, *rest)}
+            factors |= {f"{stem}.up", f"{stem}.down"}
+        else:
+            held[f"{stem}.weight"] = (rows,)
+        held[f"{stem}.bias"] = (rows,)
+    held |= {
+        "zero_convs.0.0.weight": (320, 320, 1, 1),
+        "zero_convs.0.0.bias": (320,),
+        "middle_block_out.0.bias": (1280,),
+    }
+    held |= {"input_hint_block.0.weight": (16, 3, 3, 3), "input_hint_block.0.bias": (16,), "lora_controlnet": (0,)}
+    return factors, {key: torch.zeros(size, dtype=torch.float16) for key, size in held.items()}
+
+
+@pytest.mark.parametrize("name", ["sdxl", "sd1", "sd2"])
+def test_a_control_lora_is_a_controlnet_in_factors_and_no_adapter(name, tmp_path):
+    factors, held = control_lora(name)
+    assert len(factors) > 200
+    source = write(held, tmp_path / "in.safetensors")
+    found = loratools.inspect(source).document
+    assert (found["role"], found["format"], found["architecture"]) == ("controlnet", "control-lora", name)
+    for job in (
+        lambda: loratools.convert(source, to="kohya"),
+        lambda: loratools.merge(tmp_path, [source], tmp_path / "out.safetensors"),
+    ):
+        with pytest.raises(WrongRole, match="Control-LoRA") as refusal:
+            job()
+        assert (refusal.value.exit_code, refusal.value.key) == (4, "lora_controlnet")
+        assert "as a ControlNet" in refusal.value.hint
 
 
 def test_a_tuner_of_pefts_that_is_not_read_is_named(tmp_path):
