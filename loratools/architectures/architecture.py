@@ -50,6 +50,8 @@ class Architecture(NamedTuple):
     with this one, and `rarer` says that another of them is met more often; `yields_to` are those whose names and sizes
     it took over, so that a file which fits both is theirs unless it says otherwise. `specification` are the
     `modelspec.architecture` and `base_versions` the `ss_base_model_version` spellings that mean this architecture.
+    `spelt` are the ways of spelling, as (style of prefix, family of suffixes), that its trainers alone have among those
+    of models with the same layers.
     """
 
     id: str
@@ -63,6 +65,7 @@ class Architecture(NamedTuple):
     yields_to: tuple[str, ...] = ()
     specification: tuple[str, ...] = ()
     base_versions: tuple[str, ...] = ()
+    spelt: tuple[tuple[str, str], ...] = ()
 
     @property
     def by_name(self) -> dict[str, Component]:

@@ -42,4 +42,5 @@ QWEN_IMAGE = Architecture(
         "qwen-image", "qwen-image-edit", "qwen-image-edit-plus", "qwen-image-edit-2511", "qwen-image-layered",
     ),
     base_versions=("qwen_image", "qwen_image_edit", "qwen_image_layered"),
+    spelt=(("bare", "kohya"),),  # its Lightning adapters: `transformer_blocks.0.attn.to_k.lora_down.weight`, `.alpha`
 )  # fmt: skip

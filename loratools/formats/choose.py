@@ -43,8 +43,11 @@ def candidates(
     arch: str | None,
     *,
     passing: Passing = PEFT_PASSES,
+    families: Collection[str] = (),
 ) -> Choice:
-    """Choose by names, then shapes, then metadata; raises ArchitectureMismatch where nothing fits."""
+    """Choose by names, then shapes, then metadata, by the spelling where that is one model's; `families` are those of
+    the suffixes. Raises ArchitectureMismatch where nothing fits.
+    """
     if arch is not None and arch.split("-")[0] == GENERIC:
         return Choice(evidence=(_generic_as_asked(arch, stems, passing, path=opened.name),))
     asked = (architecture(arch),) if arch is not None else ARCHITECTURES
@@ -86,8 +89,9 @@ def candidates(
             return Choice(evidence=("a PEFT adapter of sizes that no table has: names pass through",))
         evidence.append("shapes: of no known size, so names alone decide")
     found, blocks = _by_blocks(found, sizes, metadata)
+    found, spelt = _by_spelling(found, stems, families, metadata)
     found, claims = _by_claims(found, metadata)
-    evidence += [*blocks, *claims]
+    evidence += [*blocks, *spelt, *claims]
     if not compared or fewest == compared:
         return Choice(tuple(found), (), tuple(evidence))
     best = sizes[found[0].architecture.id]
@@ -164,6 +168,20 @@ def _by_blocks(
     evidence = [f"blocks: all of {', '.join(_ids(whole))}, not of others"] if len(whole) < len(found) else []
     kept = [item for item in found if item in whole or item.architecture.id in claims]
     return without_heirs([item.architecture for item in kept], kept, claims), evidence
+
+
+def _by_spelling(
+    found: list[Candidate], stems: Sequence[Stem], families: Collection[str], metadata: Mapping[str, str]
+) -> tuple[list[Candidate], list[str]]:
+    """The candidates whose trainers alone spell keys as this file does, unless the metadata name another."""
+    claims = claimed(metadata)
+    habits = [item for item in found if item.architecture.spelt]
+    if len(found) == 1 or not habits or any(item.architecture.id in claims for item in found):
+        return found, []
+    styles = {next(prefixes(stem[1]))[0].style for stem in stems}
+    ways = {(style, family) for style in styles for family in families}
+    kept = [item for item in habits if ways <= set(item.architecture.spelt)]
+    return (kept, [f"spelling: that of trainers of {', '.join(_ids(kept))} alone"]) if ways and kept else (found, [])
 
 
 def heirs(arch: str, stems: Collection[Stem]) -> list[Candidate]:

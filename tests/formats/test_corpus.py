@@ -31,11 +31,8 @@ BROKEN = {
 }  # fmt: skip
 # Names and shapes leave open what metadata would settle:
 # (IA)³ vectors on the outputs of SD1's and SD2's projections have one length.
-# And three layers of Qwen-Image's double blocks have the names and the sizes of Flux'.
-SHARED = {"lora_qwen_image_diffusers_fixture.json"}
 UNDECIDABLE = {
     "lora_sd15_peft_ia3_gen.json": {"sd1", "sd2"},
-    "lora_qwen_image_diffusers_fixture.json": {"chroma", "flux1", "flux2", "framepack", "hunyuan-video"},
 }
 
 pytestmark = pytest.mark.skipif(not CORPUS, reason="LORATOOLS_CORPUS names no folder of key inventories")
@@ -169,7 +166,7 @@ def test_a_stranger_is_described_and_never_taken_for_another(name, tmp_path):
     truth = EXPECTED[name]
     found = inspect(sparse(name, tmp_path / "stranger.safetensors")).document
     assert found["role"] in (truth["role"], "unknown")
-    if "family" in truth and name not in SHARED:
+    if "family" in truth:
         assert found["architecture"] is None
         assert all(in_family(candidate, truth) or candidate == "llm" for candidate in found["candidates"])
 

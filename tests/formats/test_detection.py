@@ -297,3 +297,29 @@ def test_a_conversion_stops_where_candidates_differ_and_names_the_option(tmp_pat
     for arch, word in (("sd1", "lora_te_"), ("sdxl", "lora_te1_"), ("flux1", "lora_te1_")):
         keys = loratools.convert(source, to="kohya", arch=arch).state_dict()
         assert all(key.startswith(word) for key in keys)
+
+
+def bare(paths, suffixes=KOHYA, prefix=""):
+    """Layers of [3072, 3072] under a model's own names, nothing before them."""
+    draw = Draw(2)
+    return {
+        f"{prefix}{path}{suffixes[role]}": tensor
+        for path in paths
+        for role, tensor in low_rank((3072, 3072), 2, draw).items()
+    }
+
+
+def test_a_spelling_that_one_models_trainers_alone_have_decides_among_models_of_the_same_layers(tmp_path):
+    shared = ["transformer_blocks.0.attn.to_k", "transformer_blocks.1.attn.to_q"]
+    found = loratools.inspect(bare(shared)).document
+    assert (found["candidates"], found["architecture"]) == (["qwen-image"], "qwen-image")
+    assert any("spelling" in line for line in found["evidence"])
+    for other in (bare(shared, PEFT), bare(shared, KOHYA, "transformer.")):
+        assert {"flux1", "qwen-image"} <= set(loratools.inspect(other).document["candidates"])
+    # It stands back behind names, sizes and metadata.
+    by_names = loratools.inspect(bare([*shared, "single_transformer_blocks.0.attn.to_q"])).document["candidates"]
+    assert "flux1" in by_names
+    assert "qwen-image" not in by_names
+    noted = write(bare(shared), tmp_path / "a.safetensors", {"modelspec.architecture": "flux-1-dev/lora"})
+    assert loratools.inspect(noted).document["architecture"] == "flux1"
+    assert loratools.open(bare(shared), arch="flux1").architecture == "flux1"
