@@ -232,7 +232,7 @@ def _sort(item: Adapter, ends: Sequence[str], naming: str, scaled: bool) -> Sort
         marks.add("alpha")
     elif scaled:
         marks.add("alpha elsewhere")
-    marks |= {role for role in ("mid", "input_magnitude", "up_bias") if role in item.factors}
+    marks |= {role for role in ("mid", "input_magnitude", "up_bias", "bias_diff") if role in item.factors}
     if item.kind in ("oft", "boft") and item.alpha.value:
         marks.add("constraint")
     component = item.target.component

@@ -10,7 +10,7 @@ from loratools.architectures.registry import architecture
 from loratools.formats.loading import LOADS, Layer, Subject, Verdict, fails, unknown
 from loratools.formats.loads_comfyui import OF_HCP
 from loratools.formats.loads_loaders import IN_GROUPS
-from loratools.formats.loads_rows import Row, by_rows
+from loratools.formats.loads_rows import NO_BIAS, Row, by_rows
 
 STABLE_DIFFUSION = ("sd1", "sd2", "sdxl")
 _LYCORIS = ("boft", "full", "glora", "loha", "lokr", "norm", "oft")
@@ -42,6 +42,7 @@ A1111_MODELS = (*STABLE_DIFFUSION, "sdxl-refiner")
 NOT_IN_A1111 = fails("A1111 has no such model; Forge, where it has it, reads the names that ComfyUI does", "read")
 A1111_ROWS: tuple[Row, ...] = (
     Row(OF_HCP, families=("hcp",)),
+    NO_BIAS,
     Row(LOADS, styles=("kohya",), kinds=("lora",), unless=(".dora_scale", "mid", "alpha elsewhere")),
     Row(unknown("A1111 has a reader of this kind, which nobody has looked into"), styles=("kohya",)),
 )
@@ -61,6 +62,7 @@ KOHYA_ROWS: tuple[Row, ...] = (
     Row(fails("its layers are named lora_unet_…, lora_te_…: other names are left out", "read"),
         styles=("component", "comfy", "comfy-text", "peft", "bare", "lycoris")),
     Row(fails("LyCORIS does not merge (IA)³ from a file", "read"), kinds=("ia3",)),
+    NO_BIAS,
     Row(fails("LyCORIS takes every dora_scale for the output's", "read"), marks=(".dora_scale", "input_magnitude")),
     Row(fails("scaled wrongly: alpha is read from alpha tensors alone", "read"), marks=_ALPHA),
     Row(LOADS, STABLE_DIFFUSION, styles=("kohya",), kinds=_LYCORIS),

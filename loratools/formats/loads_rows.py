@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from loratools.formats.loading import Layer, Sort, Subject, Verdict
+from loratools.formats.loading import Layer, Sort, Subject, Verdict, fails
 
 
 class Row(NamedTuple):
@@ -67,6 +67,11 @@ class Row(NamedTuple):
             and (self.renamed is None or self.renamed != layer.stem.endswith((layer.path, layer.flat_path)))
             and (self.scaled is None or self.scaled == (float(layer.adapter.scale) != 1.0))
         )
+
+
+_BESIDE = ("lora", "loha", "lokr")
+# sd-scripts, musubi-tuner and the web UI's own networks know no such key; LyCORIS and the web UI only that of a `diff`.
+NO_BIAS = Row(fails("wrong: a bias beside factors (diff_b) is left out", "read"), kinds=_BESIDE, marks=("bias_diff",))
 
 
 def by_rows(rows: Sequence[Row], subject: Subject, otherwise: Verdict) -> list[Verdict]:

@@ -97,6 +97,7 @@ Z_IMAGE = (
 )
 LOKR_DOTTED = (Row(LOADS, kinds=("lokr",), styles=("comfy", "bare"), native=False),)
 FLUX_FLAT = (
+    Row(fails("wrong: a bias beside factors (diff_b) is left out", "run"), kinds=("lora",), marks=("bias_diff",)),
     Row(fails("left out: the text encoders that it knows are CLIP's alone", "read"), words=("te2", "te3", "t5xxl")),
     Row(fails("left out: it drops text_projection", "read"), paths=("text_projection",)),
     Row(fails("left out: not a LoRA of two factors", "read"), kinds=KINDS),

@@ -104,8 +104,10 @@ def test_a_bias_that_nothing_scales_is_a_difference_of_the_bias(to, prefix, cont
         assert torch.equal(written[f"{stem}.lora_up.weight"], control[f"{native}.lora_B.weight"])
     assert written[f"{prefix}img_in.reshape_weight"].tolist() == [3072, 128]
     assert not any("reshape_weight" in key and "img_in" not in key for key in written)
-    answer = loratools.inspect(out, arch="flux1").document["loaders"]["comfyui"]
-    assert (answer["loaded"], answer["of"], answer["reasons"]) == (2, 2, [])
+    answers = loratools.inspect(out, arch="flux1").document["loaders"]
+    assert (answers["comfyui"]["loaded"], answers["comfyui"]["reasons"]) == (2, [])
+    assert [answers[name]["loaded"] for name in ("diffusers", "kohya")] == [0, 0]
+    assert "diff_b" in answers["diffusers"]["reasons"][0]["reason"]
     assert_same_tensors(
         load_file(converted(out, "original", tmp_path / "back.safetensors", arch="flux1")), part(control)
     )
