@@ -3,6 +3,8 @@
     python benchmarks/many.py headers [--files 100000]   inspect, against opening and parsing the same headers serially
     python benchmarks/many.py kills [--files 10000]      convert, the driver killed 20 times and workers 50 times,
                                                          against the same run undisturbed; 1 % of the files are broken
+    python benchmarks/many.py kills --engine ray         the same on a local Ray cluster of two actors
+        [--driver-kills 20] [--worker-kills 50]          fewer kills, for fewer files
 
 Files are written once into --work (kohya, diffusers and PEFT names in turn, four layers each). Kept in
 benchmarks/results/.
@@ -15,6 +17,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -114,24 +117,30 @@ def headers(work: Path, count: int) -> dict[str, object]:
     }
 
 
-def converted(work: Path, folder: Path, name: str, *, kills: bool) -> dict[str, object]:
-    """One run of `convert` over the folder, disturbed or not: its answers and its outputs."""
+def converted(work: Path, folder: Path, name: str, kills: tuple[int, int], engine: str) -> dict[str, object]:
+    """One run of `convert` over the folder, with so many (drivers, workers) killed: its answers and its outputs."""
     out, state, rows = work / name, work / f"{name}.sqlite", work / f"{name}.jsonl"
-    command = [
+    shutil.rmtree(out, ignore_errors=True)
+    for left in (state, rows):
+        left.unlink(missing_ok=True)
+    command: list[str] = [
         *(sys.executable, "-m", "loratools", "batch", "convert", str(folder), "-o", f"{out}/{{stem}}.safetensors"),
         *("--to", "diffusers", "--state", str(state), "--results", str(rows), "--json", "-q"),
+        *(("--engine", "ray", "--workers", "2") if engine == "ray" else ()),
     ]
+    most_drivers, most_workers = kills
+    pause = (1.0, 6.0) if engine == "ray" else (0.5, 2.5)  # a cluster takes seconds to start
     chance = random.Random(0)  # noqa: S311 (whom to kill is no secret)
     drivers = workers = runs = 0
     started = time.monotonic()
     while True:
         runs += 1
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        while kills and process.poll() is None and (drivers < DRIVER_KILLS or workers < WORKER_KILLS):
-            time.sleep(chance.uniform(0.5, 2.5))
-            if workers < WORKER_KILLS and (drivers == DRIVER_KILLS or chance.random() < 0.75):
+        while process.poll() is None and (drivers < most_drivers or workers < most_workers):
+            time.sleep(chance.uniform(*pause))
+            if workers < most_workers and (drivers == most_drivers or chance.random() < 0.75):
                 workers += kill_a_worker(process.pid, chance)
-            elif drivers < DRIVER_KILLS and process.poll() is None:
+            elif drivers < most_drivers and process.poll() is None:
                 process.kill()
                 drivers += 1
         told = process.stdout.read() if process.stdout else ""
@@ -146,37 +155,57 @@ def converted(work: Path, folder: Path, name: str, *, kills: bool) -> dict[str, 
     return {"summary": summary, "answers": answers, "seconds": seconds, "kills": [drivers, workers], "runs": runs}
 
 
+WORKERS = (b"spawn_main", b"ray::_Worker")
+"""How the command lines of workers read."""
+
+
+def below(parent: int) -> list[int]:
+    """The processes that a process started, and those that they started."""
+    parents: dict[int, int] = {}
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(place.name)] = int((place / "stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue  # it has ended meanwhile
+    found = [parent]
+    for process in found:
+        found += [child for child, its in parents.items() if its == process]
+    return found[1:]
+
+
 def kill_a_worker(driver: int, chance: random.Random) -> int:
     """SIGKILL for one of the driver's workers; 1 if there was one."""
-    listed = subprocess.run(
-        ["pgrep", "-P", str(driver), "-f", "spawn_main"],  # noqa: S607
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    found = listed.stdout.split()
+    found = []
+    for process in below(driver):
+        try:
+            words = Path(f"/proc/{process}/cmdline").read_bytes()
+        except OSError:
+            continue
+        if any(word in words for word in WORKERS):
+            found.append(process)
     if not found:
         return 0
     try:
-        os.kill(int(chance.choice(found)), signal.SIGKILL)
+        os.kill(chance.choice(found), signal.SIGKILL)
     except ProcessLookupError:
         return 0
     return 1
 
 
-def killed(work: Path, count: int) -> dict[str, object]:
+def killed(work: Path, count: int, kills: tuple[int, int], engine: str) -> dict[str, object]:
     """An undisturbed run and one with kills: are the answers and outputs the same?"""
     folder = inputs(work, count, broken=True)
-    calm = converted(work, folder, "calm", kills=False)
-    disturbed = converted(work, folder, "disturbed", kills=True)
+    calm = converted(work, folder, "calm", (0, 0), engine)
+    disturbed = converted(work, folder, "disturbed", kills, engine)
     left = [path.name for path in (work / "disturbed").iterdir() if not path.name.endswith(".safetensors")]
     return {
         "files": count,
-        "driver_kills": disturbed["kills"][0],  # type: ignore[index]
-        "worker_kills": disturbed["kills"][1],  # type: ignore[index]
+        "engine": engine,
+        "driver_kills": disturbed["kills"][0],
+        "worker_kills": disturbed["kills"][1],
         "seconds_undisturbed": calm["seconds"],
         "seconds_disturbed": disturbed["seconds"],
-        "failed": disturbed["summary"]["codes"],  # type: ignore[index]
+        "failed": disturbed["summary"]["codes"],
         "same_answers_and_outputs": calm["answers"] == disturbed["answers"],
         "left_behind": left,
     }
@@ -188,15 +217,20 @@ def main() -> None:
     parser.add_argument("what", choices=("headers", "kills"))
     parser.add_argument("--files", type=int)
     parser.add_argument("--work", type=Path, required=True, help="a folder for the files; what is there is used again")
+    parser.add_argument("--engine", choices=("processes", "ray"), default="processes")
+    parser.add_argument("--driver-kills", type=int, default=DRIVER_KILLS)
+    parser.add_argument("--worker-kills", type=int, default=WORKER_KILLS)
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     if options.what == "headers":
         found = headers(options.work, options.files or 100_000)
     else:
-        found = killed(options.work, options.files or 10_000)
+        kills = (options.driver_kills, options.worker_kills)
+        found = killed(options.work, options.files or 10_000, kills, options.engine)
+    name = f"{options.what}-ray" if options.engine == "ray" else options.what
     text = json.dumps({"machine": machine(), options.what: found}, indent=2)
     print(text)
-    (HERE / "results" / f"many-{options.what}.json").write_text(text + "\n")
+    (HERE / "results" / f"many-{name}.json").write_text(text + "\n")
 
 
 if __name__ == "__main__":

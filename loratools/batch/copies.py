@@ -116,9 +116,12 @@ def _retold(source: Path, target: Path, theirs: Sequence[str], ours: Sequence[st
     held = open_safetensors(source)
     record = json.loads(held.metadata.get(PROVENANCE_KEY, "{}"))
     inputs = record.get("inputs", [])
-    if [entry["name"] for entry in inputs] != list(theirs):
+    named = [{key: value for key, value in entry.items() if key != "sha256"} for entry in inputs]
+    if named != [json.loads(entry) for entry in theirs]:
         return False
-    record["inputs"] = [{**entry, "name": name} for entry, name in zip(inputs, ours, strict=True)]
+    record["inputs"] = [
+        {**json.loads(mine), "sha256": entry["sha256"]} for mine, entry in zip(ours, inputs, strict=True)
+    ]
     text = json.dumps(record, sort_keys=True, separators=(",", ":"))
     write(target, {key: held[key] for key in held}, {**held.metadata, PROVENANCE_KEY: text}, keep_order=True)
     return True

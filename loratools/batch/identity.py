@@ -14,13 +14,14 @@ from loratools.errors import LoratoolsError
 from loratools.formats.opening import CONFIG
 from loratools.hub.references import is_remote
 from loratools.operations.merging.scales import weighted
+from loratools.operations.outputs.provenance import described
 
 File = tuple[str, int, int]
 """A path, its bytes, and when it was last changed (ns)."""
 
 
 class Identity(NamedTuple):
-    """`content` is equal where the outputs must be, but for the `names` of input files that stand in their records.
+    """`content` is equal where the outputs must be, but for the `names` of input files as records have them (JSON).
 
     `fingerprint` is that of the only adapter, None where there are several. `files` are all that was read.
     """
@@ -90,8 +91,10 @@ def _of_adapter(path: str) -> Identity:
     sums = [sha256_of(Path(name)) for name in files]
     found = fingerprint_of(opened)
     read = [opened.layout, [part.component for part in opened.parts], [Path(name).suffix for name in weights], sums]
+    folders = [Path(opened.name)] if Path(opened.name).is_dir() else []
+    names = tuple(json.dumps(entry, sort_keys=True) for entry in described(opened.files, folders))
     content = hashlib.sha256(json.dumps(read).encode()).hexdigest()
-    return Identity(found, content, tuple(Path(name).name for name in weights), tuple(stood))
+    return Identity(found, content, names, tuple(stood))
 
 
 def _file(name: str) -> File:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import multiprocessing
-import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from multiprocessing.connection import wait
-from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from loratools.batch.answer import Answer
 from loratools.batch.items import Item
+from loratools.batch.leftovers import sweep
 from loratools.batch.worker import Limits, work
 from loratools.errors import InternalError, ResourceError
-from loratools.tensors.output import TEMPORARY_SUFFIX
 
 CHUNK_SECONDS, LARGEST_CHUNK = 0.5, 256
 RECYCLED = 4096
@@ -170,7 +168,7 @@ class Pool:
             raise ResourceError(f"{HOPELESS} workers died, one after the other", hint=hint)
         item = worker.hand.popleft()
         again.extendleft(reversed(worker.hand))
-        _sweep(item, worker.process.pid)
+        sweep([item.output])
         document = died(item, kind, worker.process.exitcode, took)
         return Event(item, kind, Answer(ResourceError.exit_code, document, took))
 
@@ -184,14 +182,3 @@ def died(item: Item, kind: str, code: int | None, seconds: float) -> dict[str, A
     message = f"the process that worked on it died{how}"
     error = ResourceError(message, path=item.source, hint="is there memory for it?")
     return {**error.to_dict(), "code": "worker-died"}
-
-
-def _sweep(item: Item, pid: int | None) -> None:
-    """Remove the temporaries of a dead process beside an output: their names say whose they are."""
-    if item.output is None or pid is None:
-        return
-    for left in Path(item.output).parent.glob(f".*.{pid}-*{TEMPORARY_SUFFIX}"):
-        if left.is_dir():
-            shutil.rmtree(left, ignore_errors=True)
-        else:
-            left.unlink(missing_ok=True)

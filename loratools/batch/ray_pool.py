@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Self
 
 from loratools.batch.answer import Answer
 from loratools.batch.items import Item
+from loratools.batch.leftovers import sweep
 from loratools.batch.pool import CHUNK_SECONDS, HOPELESS, LARGEST_CHUNK, Event, died
 from loratools.batch.worker import Limits, answer, loaded
 from loratools.errors import ResourceError, Unavailable, UnsupportedFile
@@ -71,6 +72,7 @@ class RayPool:
         self._starting: dict[Any, Any] = {}
         self._idle: list[Any] = []
         self._pace, self._barren = CHUNK_SECONDS, 0
+        self._lost_outputs: list[str | None] = []
 
     def __enter__(self) -> Self:
         ray = self._ray
@@ -91,6 +93,7 @@ class RayPool:
         for actor in [*self._idle, *self._starting.values(), *(call.actor for call in self._calls.values())]:
             self._ray.kill(actor)
         self._ray.shutdown()
+        sweep(self._lost_outputs)
 
     def run(self, todo: Iterable[Item]) -> Iterator[Event]:
         """Every item's event, as `Pool.run` gives them."""
@@ -166,6 +169,7 @@ class RayPool:
         """One item alone is the one to be told of; of several nobody knows which, nor what is done: each goes alone."""
         took = time.monotonic() - call.since
         self._ray.kill(call.actor)
+        self._lost_outputs += [item.output for item in call.chunk]
         if kind == "died":
             self._mourn()
         if len(call.chunk) > 1:

@@ -117,7 +117,7 @@ class State:
         self._base.executemany("UPDATE item SET state = 'todo', attempts = 0 WHERE number = ?", changed)
         passing = "exit_code IN (5, 6) AND attempts < ?" if not again else "? = ?"
         given = (attempts,) if not again else (1, 1)
-        self._base.execute(f"UPDATE item SET state = 'todo' WHERE state = 'failed' AND {passing}", given)  # noqa: S608
+        self._base.execute(f"UPDATE item SET state = 'todo' WHERE state = 'failed' AND {passing}", given)  # noqa: S608 (this file's own words)
 
     def todo(self, shard: tuple[int, int] = (1, 1), *, which: str = ALL) -> Iterator[Item]:
         """Items to do, in order, a page at a time; `shard` (i, n) takes every n-th.
@@ -127,7 +127,7 @@ class State:
         last = -1
         while True:
             page = self._base.execute(
-                "SELECT number, key, words, output, source, state = 'begun' FROM item "  # noqa: S608
+                "SELECT number, key, words, output, source, state = 'begun' FROM item "  # noqa: S608 (this file's own words)
                 f"WHERE state IN ('todo', 'begun') AND number > ? AND number % ? = ? AND {which} "
                 "ORDER BY number LIMIT ?",
                 (last, shard[1], shard[0] - 1, _PAGE),
@@ -202,7 +202,7 @@ class State:
     def results(self) -> Iterator[dict[str, Any]]:
         """What is known of every item that has ended, in the manifest's order."""
         cursor = self._base.execute(
-            "SELECT number, source, output, state, attempts, exit_code, code, message, seconds, output_sha256, "  # noqa: S608
+            "SELECT number, source, output, state, attempts, exit_code, code, message, seconds, output_sha256, "  # noqa: S608 (this file's own words)
             f"{TOLD}, document FROM item LEFT JOIN {IDENTITY} USING (number) "
             "WHERE state IN ('done', 'failed') ORDER BY number"
         )

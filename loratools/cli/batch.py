@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +64,11 @@ def command(verb: str, manifest: str, words: tuple[str, ...], manner: Manner, **
     _check_words(verb, words)
     limits = Limits(how["time_limit"], _bytes(how["memory_limit"]), _bytes(how["size_limit"]))
     quiet = manner.quiet
-    with _Hashed(verb, quiet=quiet) as identified, _Progress(verb, quiet=quiet) as progress:
+    with (
+        _Hashed(verb, quiet=quiet) as identified,
+        _Progress(verb, quiet=quiet) as progress,
+        contextlib.redirect_stdout(sys.stderr),  # Ray tells there of workers that died
+    ):
         done = Batch(
             verb=verb,
             manifest=manifest,

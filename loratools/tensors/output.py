@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -120,6 +120,28 @@ def temporary_beside(target: Path) -> Path:
     tail = f".{os.getpid()}-{os.urandom(4).hex()}{TEMPORARY_SUFFIX}"
     stem = os.fsencode(target.name)[: _NAME_LIMIT - len(tail) - 1]
     return target.with_name("." + stem.decode("utf-8", "ignore") + tail)
+
+
+def abandoned(folder: Path, names: Collection[str]) -> list[Path]:
+    """The temporaries in a folder of outputs of these names whose process is not on this machine (any more)."""
+    found = []
+    for path in folder.glob(f".*-*{TEMPORARY_SUFFIX}"):
+        stem, _, tail = path.name[1 : -len(TEMPORARY_SUFFIX)].rpartition(".")
+        cut = len(os.fsencode(path.name)) > _NAME_LIMIT - 4 and any(name.startswith(stem) for name in names)
+        pid = tail.partition("-")[0]
+        if (stem in names or cut) and pid.isdecimal() and not _is_alive(int(pid)):
+            found.append(path)
+    return found
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # it is another's
+    return True
 
 
 def check_free_space(folder: Path, needed: int) -> None:

@@ -111,7 +111,7 @@ def test_a_lost_copy_is_made_again_and_a_changed_input_is_no_copy_any_more(shelf
     assert [after[number]["copied"] for number in (SAME_NAME, OTHER_NAME)] == [True, False]
     assert [after[number]["same_as"] for number in (SAME_NAME, OTHER_NAME)] == [0, None]
     with safe_open(after[OTHER_NAME]["output"], "pt") as ours, safe_open(before[FIRST]["output"], "pt") as theirs:
-        assert not all(ours.get_tensor(key).equal(theirs.get_tensor(key)) for key in ours.keys())  # noqa: SIM118
+        assert not all(ours.get_tensor(key).equal(theirs.get_tensor(key)) for key in ours.keys())  # noqa: SIM118 - a file, not a mapping
 
 
 def test_options_keep_items_apart(shelf, tmp_path):

@@ -10,6 +10,7 @@ from threading import Event
 from typing import Any
 
 from loratools.errors import InternalError
+from loratools.operations.outputs.kept_hashes import keep, kept, seen
 from loratools.tensors.reread import Background
 from loratools.tensors.source import LocalFile
 
@@ -19,34 +20,40 @@ _BLOCK = 1 << 20
 
 
 class InputHashes:
-    """SHA-256 of every input file, computed on a thread of its own while the output is written."""
+    """SHA-256 of every input file, computed on a thread of its own while the output is written.
 
-    def __init__(self, files: Sequence[LocalFile]) -> None:
-        self.names = [Path(file.name).name for file in files]
+    `folders` are those that inputs were opened from as a whole.
+    """
+
+    def __init__(self, files: Sequence[LocalFile], folders: Sequence[Path] = ()) -> None:
+        self.described = described(files, folders)
         self._closed = Event()
         self._found: list[str] = []
         self._thread = Background(lambda: self._found.extend(map(self._sha256, files)), "inputs") if files else None
 
     @staticmethod
-    def awaited(files: Sequence[LocalFile]) -> list[dict[str, str]]:
+    def awaited(files: Sequence[LocalFile], folders: Sequence[Path] = ()) -> list[dict[str, Any]]:
         """Inputs with a place for each hash; nothing is read."""
-        return [{"name": Path(file.name).name, "sha256": PENDING} for file in files]
+        return [{**entry, "sha256": PENDING} for entry in described(files, folders)]
 
-    def pending(self) -> list[dict[str, str]]:
+    def pending(self) -> list[dict[str, Any]]:
         """The inputs with a place for each hash."""
-        return [{"name": name, "sha256": PENDING} for name in self.names]
+        return [{**entry, "sha256": PENDING} for entry in self.described]
 
-    def inputs(self) -> list[dict[str, str]]:
+    def inputs(self) -> list[dict[str, Any]]:
         """The inputs with their hashes; waits for them."""
         if self._thread:
             self._thread.result()
-        return [{"name": name, "sha256": found} for name, found in zip(self.names, self._found, strict=True)]
+        return [{**entry, "sha256": found} for entry, found in zip(self.described, self._found, strict=True)]
 
     def close(self) -> None:
         """Stop computing what nobody will ask for, also in the middle of a file: the process ends no sooner."""
         self._closed.set()
 
     def _sha256(self, file: LocalFile) -> str:
+        known = seen(file)
+        if (found := kept(known)) is not None:
+            return found
         digest, room = hashlib.sha256(), memoryview(bytearray(_BLOCK))
         for start in range(0, file.size, _BLOCK):
             if self._closed.is_set():
@@ -54,10 +61,38 @@ class InputHashes:
             part = room[: file.size - start]
             file.read_into(start, part)
             digest.update(part)
+        keep(known, seen(file), digest.hexdigest())
         return digest.hexdigest()
 
 
-def record(operation: str, parameters: Mapping[str, Any], inputs: Sequence[Mapping[str, str]]) -> str:
+def described(files: Sequence[LocalFile], folders: Sequence[Path] = ()) -> list[dict[str, Any]]:
+    """What a record says of each file but its hash: its name; in a folder that was opened as a whole its name within
+    it, the folder's own name, and which of the inputs, counted from 0, that folder is.
+    """
+    found: list[dict[str, Any]] = []
+    last: Path | None = None
+    seen: set[str] = set()
+    count = -1
+    for file in files:
+        place = Path(file.name)
+        root = max((folder for folder in folders if place.is_relative_to(folder)), key=_depth, default=None)
+        if root is None:
+            count, last = count + 1, None
+            found.append({"name": place.name})
+            continue
+        name = place.relative_to(root).as_posix()
+        if root != last or name in seen:  # the same folder may be two inputs
+            count, last, seen = count + 1, root, set()
+        seen.add(name)
+        found.append({"name": name, "folder": root.resolve().name, "input": count})
+    return found
+
+
+def _depth(folder: Path) -> int:
+    return len(folder.parts)
+
+
+def record(operation: str, parameters: Mapping[str, Any], inputs: Sequence[Mapping[str, Any]]) -> str:
     """The record as it stands in the metadata: no time, no path, no host."""
     from loratools import __version__
 
