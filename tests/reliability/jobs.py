@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-from fixtures.broken.make import good, tensor, whole
+from fixtures.broken.adapter import good, tensor, whole
 
 SIDES = ("q", "k", "v", "out_0")
 TEXTS = 3  # layers of the text encoder in a base model of some megabytes

@@ -4,7 +4,7 @@ import json
 import random
 import struct
 
-from fixtures.broken.make import BITS, KEY, QUERY, good, layer, packed, tensor, whole
+from fixtures.broken.adapter import BITS, KEY, QUERY, good, layer, packed, tensor, whole
 from loratools.errors import LoratoolsError
 from loratools.formats.opening import open_reference
 from loratools.formats.parse import parse

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fixtures.broken.make import BITS
+from fixtures.broken.adapter import BITS
 from tests.reliability.invariants import check_ended_well, command
 
 HEADERS = Path(__file__).resolve().parents[2] / "fixtures" / "headers"

@@ -5,7 +5,7 @@ import struct
 
 import pytest
 
-from fixtures.broken.make import packed, tensor, whole
+from fixtures.broken.adapter import packed, tensor, whole
 from tests.reliability.invariants import check_ended_well, command, contents
 from tests.reliability.jobs import claiming, folder_base, single_base
 from tests.reliability.victims import started

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch  # noqa: F401  (its import takes longer than any command may)
 
-from fixtures.broken.make import CASES, HOSTILE_KEYS, good, whole
+from fixtures.broken.adapter import good, whole
+from fixtures.broken.make import CASES
+from fixtures.broken.well_formed import HOSTILE_KEYS
 from loratools.cli.text import visible
 from tests.reliability.invariants import check_ended_well, check_printable, command, contents
 

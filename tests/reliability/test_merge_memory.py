@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from fixtures.broken.make import tensor, whole
+from fixtures.broken.adapter import tensor, whole
 from tests.reliability.invariants import check_printable, command, contents
 from tests.reliability.jobs import claiming, two_models
 from tests.reliability.victims import room, started

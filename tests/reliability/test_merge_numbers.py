@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fixtures.broken.make import DOWN, QUERY, UP
+from fixtures.broken.adapter import DOWN, QUERY, UP
 from tests.reliability.invariants import check_ended_well, command, contents
 from tests.reliability.jobs import single_base
 

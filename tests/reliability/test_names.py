@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fixtures.broken.make import good, whole
+from fixtures.broken.adapter import good, whole
 from loratools.errors import LoratoolsError
 from loratools.tensors.folder import check_relative_name
 from loratools.tensors.sharded import check_shard_name

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fixtures.broken.make import KEY, QUERY, UP, document, good, layer, packed, tensor, whole
+from fixtures.broken.adapter import KEY, QUERY, UP, document, good, layer, packed, tensor, whole
 from tests.files import save
 from tests.operations.making import tensors
 from tests.reliability.invariants import check_ended_well, command

@@ -4,7 +4,7 @@ from functools import cache
 
 import pytest
 
-from fixtures.broken.make import tensor, whole
+from fixtures.broken.adapter import tensor, whole
 from loratools.architectures.architecture import shapes
 from loratools.architectures.naming import skeleton
 from loratools.architectures.registry import ARCHITECTURES
