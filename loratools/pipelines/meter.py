@@ -29,8 +29,8 @@ def measured(device: str) -> Iterator[Spent]:
     spent = Spent()
     on_cuda = device.startswith("cuda")
     if on_cuda:
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
     else:
         with suppress(OSError):  # a kernel without it gives the peak since the start
             _RESET.write_text("5", encoding="ascii")
@@ -39,9 +39,9 @@ def measured(device: str) -> Iterator[Spent]:
         yield spent
     finally:
         if on_cuda:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(device)
         spent.seconds = time.perf_counter() - started
-        spent.peak_bytes = torch.cuda.max_memory_allocated() if on_cuda else _resident()
+        spent.peak_bytes = torch.cuda.max_memory_allocated(device) if on_cuda else _resident()
 
 
 def _resident() -> int:

@@ -102,12 +102,22 @@ def _held(layer: Any) -> set[str]:
     return {name for words in layer.adapter_layer_names for name in getattr(layer, words, {})}
 
 
+class _Ear(logging.Handler):
+    """Writes down what is logged as a warning, or worse."""
+
+    def __init__(self, heard: list[str]) -> None:
+        super().__init__(logging.WARNING)
+        self._heard = heard
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._heard.append(record.getMessage())
+
+
 @contextlib.contextmanager
 def listening() -> Iterator[list[str]]:
     """Every warning of diffusers, peft and transformers, logged or raised, while the block runs."""
     heard: list[str] = []
-    ear = logging.Handler(logging.WARNING)
-    ear.emit = lambda record: heard.append(record.getMessage())  # type: ignore[method-assign]
+    ear = _Ear(heard)
     loggers = [logging.getLogger(name) for name in ("diffusers", "peft", "transformers")]
     levels = [(logger, logger.level) for logger in loggers]
     quiet = [(handler, handler.level) for logger in loggers for handler in logger.handlers]

@@ -11,7 +11,7 @@ def bytes_free(device: str) -> int:
     import torch
 
     if device.startswith("cuda"):
-        free, _ = torch.cuda.mem_get_info()
+        free, _ = torch.cuda.mem_get_info(device)
         return int(free)
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()

@@ -78,7 +78,9 @@ def load_pipeline(
             use_safetensors=None if unsafe_pickle else True,
             variant=variant,
         )
-    except (ValueError, OSError, AttributeError, ImportError, TypeError) as problem:
+    except torch.OutOfMemoryError:
+        raise
+    except (ValueError, OSError, AttributeError, ImportError, TypeError, RuntimeError) as problem:
         raise UnsupportedFile(
             f"diffusers does not load the pipeline: {problem}", path=folder, hint="a folder with model_index.json"
         ) from problem
@@ -110,10 +112,11 @@ def require_device(device: str) -> None:
     """Raise UsageError for an unknown device, ResourceError for one that this machine does not have."""
     import torch
 
-    if device.partition(":")[0] not in DEVICES:
-        raise UsageError(f"unknown device {device!r}", hint=f"one of {', '.join(DEVICES)}")
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there[device.partition(":")[0]]:
+    sort, colon, number = device.partition(":")
+    if sort not in DEVICES or (colon and not number.isdecimal()):
+        raise UsageError(f"unknown device {device!r}", hint=f"one of {', '.join(DEVICES)}, or cuda:1")
+    count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}[sort]
+    if int(number or 0) >= count:
         raise ResourceError(f"this machine has no {device} device", hint="--device cpu")
 
 

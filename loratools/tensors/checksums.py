@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from loratools.tensors.source import LocalFile
 
@@ -85,25 +84,13 @@ def checksums(file: LocalFile, payload: int | None) -> Checksums:
         None if payload is None else body.hexdigest(),
         window.hexdigest()[:8] if file.size >= _WINDOW_NEEDS else None,
         f"{crc:08x}",
-        None if tree is None else tree.hexdigest(),
+        None if tree is None else str(tree.hexdigest()),
     )
 
 
-class _Tree:
-    """The incremental BLAKE3 of the optional package."""
-
-    def __init__(self, make: Callable[[], object]) -> None:
-        self._inner = make()
-
-    def update(self, data: memoryview) -> None:
-        self._inner.update(data)  # type: ignore[attr-defined]
-
-    def hexdigest(self) -> str:
-        return str(self._inner.hexdigest())  # type: ignore[attr-defined]
-
-
-def _blake3() -> _Tree | None:
+def _blake3() -> Any:
+    """The incremental BLAKE3 of the optional package, None without it."""
     try:
-        return _Tree(import_module("blake3").blake3)
+        return import_module("blake3").blake3()
     except ModuleNotFoundError:
         return None

@@ -1,5 +1,7 @@
 """What validate stands on: samplers, recorded denoisers, changes beside weights, fingerprints, float64 truth."""
 
+import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -88,13 +90,32 @@ def test_what_a_pipeline_or_a_machine_does_not_know_is_refused(pipeline, tmp_pat
     (tmp_path / "model_index.json").write_text('{"_class_name": "NoSuchPipeline"}')
     with pytest.raises(UnsupportedFile):
         load_pipeline(tmp_path, Place())
-    with pytest.raises(UsageError):
-        require_device("tpu")
+    for device in ("tpu", "cuda:", "cuda:first"):
+        with pytest.raises(UsageError):
+            require_device(device)
     if not torch.cuda.is_available():
         with pytest.raises(ResourceError):
             require_device("cuda")
     with pytest.raises(UnsupportedFile):
         denoisers_of(SimpleNamespace())
+
+
+def test_a_device_by_number_is_there_or_refused(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    for device in ("cpu", "cuda", "cuda:0", "cuda:1"):
+        require_device(device)
+    with pytest.raises(ResourceError, match="no cuda:2"):
+        require_device("cuda:2")
+
+
+def test_weights_of_other_sizes_than_the_configuration_has_are_what_diffusers_does_not_load(pipeline, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(pipeline("sd1"), base)
+    place = base / "text_encoder" / "config.json"
+    place.write_text(json.dumps(json.loads(place.read_text()) | {"intermediate_size": 80}))
+    with pytest.raises(UnsupportedFile) as refused:
+        load_pipeline(base, Place())
+    assert refused.value.path == str(base)
 
 
 def test_the_denoiser_makes_of_recorded_inputs_what_it_made_the_first_time(pipeline):

@@ -30,7 +30,7 @@ def versions(device: str) -> dict[str, str]:
         except PackageNotFoundError:  # accelerate is optional
             continue
     on_cuda = device.startswith("cuda")
-    found["device"] = torch.cuda.get_device_name() if on_cuda else f"{device} ({platform.machine()})"
+    found["device"] = torch.cuda.get_device_name(device) if on_cuda else f"{device} ({platform.machine()})"
     return found
 
 
