@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +87,7 @@ def push(
         raise UsageError(f"{base_model!r} is no name on the Hub", hint="--base-model owner/name")
     lora = open_lora(path)
     files = _files(Path(path))
-    found = {name: keys for name, file in files.items() if (keys := _private(file))}
+    found = {name: keys for name, file in files.items() if (keys := _private(name, file))}
     if found and not (yes or strip_private or dry_run):
         told = "; ".join(f"{name}: {', '.join(keys)}" for name, keys in found.items())
         hint = "--strip-private takes them out of what is sent, --yes sends them; metadata show tells what they say"
@@ -95,7 +95,7 @@ def push(
     shown = _images(images)
     with _stripped(files, found if strip_private else {}) as ready:
         here = files.get(CARD)
-        standing = _standing(here, target)
+        standing = _standing(here, target, strip=strip_private)
         named = base_model or base_of(lora)
         facts = _facts(lora, target, ready, shown)._replace(base_model=named if named and is_hub_id(named) else None)
         card = card_text(front_matter(facts, standing[0]), body(facts, standing[1]))
@@ -134,32 +134,49 @@ def _files(path: Path) -> dict[str, Path]:
     return found
 
 
-def _private(file: Path) -> tuple[str, ...]:
-    """The keys of a file's metadata, or of a configuration, that hold something private."""
+def _private(name: str, file: Path) -> tuple[str, ...]:
+    """The keys of a file's metadata, of a configuration, or of the card that hold something private."""
     if file.suffix == ".safetensors":
         return private_keys(open_safetensors(file).metadata)
-    return private_keys(_texts(read_config(file))) if file.name == CONFIG else ()
+    if name == CARD:
+        return _private_entries(_parted(file)[0])
+    return _private_entries(read_config(file)) if file.name == CONFIG else ()
 
 
-def _texts(config: dict[str, Any]) -> dict[str, str]:
-    return {key: value for key, value in config.items() if isinstance(value, str)}
+def _private_entries(entries: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(key for key, value in entries.items() if _kept(key, value) != [value])
+
+
+def _public(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries without what is private, also inside of lists and mappings."""
+    return {name: kept for name, value in entries.items() for kept in _kept(name, value)}
+
+
+def _kept(key: str, value: Any) -> list[Any]:
+    """What is left of a value: none, or one."""
+    if isinstance(value, str):
+        return list(stripped({key: value})[0].values())
+    if isinstance(value, list):
+        return [[kept for item in value for kept in _kept(key, item)]]
+    return [_public(value)] if isinstance(value, dict) else [value]
+
+
+def _parted(card: Path) -> tuple[dict[str, Any], str]:
+    return parted(card.read_text(encoding="utf-8"), path=card)
 
 
 @contextmanager
 def _stripped(files: dict[str, Path], found: dict[str, tuple[str, ...]]) -> Iterator[dict[str, Path]]:
-    """The files to send, those named in `found` as copies without what is private."""
+    """The files to send but for the card, those named in `found` as copies without what is private."""
     with tempfile.TemporaryDirectory(prefix="loratools-push-") as folder:
         ready = {name: file for name, file in files.items() if name != CARD}
-        for name in found:
+        for name in found.keys() & ready.keys():
             copy = Path(folder) / name
             copy.parent.mkdir(parents=True, exist_ok=True)
             if copy.suffix == ".safetensors":
                 strip_metadata(files[name], out=copy)
             else:
-                config = read_config(files[name])
-                kept, changes = stripped(_texts(config))
-                left = {key: value for key, value in config.items() if key not in changes}
-                copy.write_text(json.dumps({**left, **{key: kept[key] for key in changes if key in kept}}, indent=2))
+                copy.write_text(json.dumps(_public(read_config(files[name])), indent=2))
             ready[name] = copy
         yield ready
 
@@ -175,14 +192,16 @@ def _images(images: Sequence[tuple[str | os.PathLike[str], str]]) -> dict[str, t
     return found
 
 
-def _standing(here: Path | None, target: HubReference) -> tuple[dict[str, Any], str]:
-    """The card that stands: the folder's own text where it has one, with the keys that only the Hub's has."""
+def _standing(here: Path | None, target: HubReference, *, strip: bool) -> tuple[dict[str, Any], str]:
+    """The card that stands: the folder's own text where it has one, with the keys that only the Hub's has; with `strip`
+    without what is private in the folder's own.
+    """
     remote = standing_card(target)
     there = parted(remote, path=target.name) if remote is not None else ({}, "")
     if here is None:
         return there
-    own = parted(here.read_text(encoding="utf-8"), path=here)
-    return {**there[0], **own[0]}, own[1]
+    front, text = _parted(here)
+    return {**there[0], **(_public(front) if strip else front)}, text
 
 
 def _facts(lora: Lora, target: HubReference, files: dict[str, Path], images: dict[str, tuple[Path, str]]) -> Facts:

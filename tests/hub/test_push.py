@@ -148,6 +148,25 @@ def test_a_path_in_a_configuration_is_private_too(hub, peft_folder, tmp_path):
     assert sent == {**config, "base_model_name_or_path": "base"}
 
 
+@pytest.mark.parametrize("named", [f"{SECRET}/base", [f"{SECRET}/base"]], ids=["one", "list"])
+def test_a_path_in_the_card_that_peft_wrote_is_private_too(named, hub, peft_folder, tmp_path):
+    """PEFT's own card names the base model by the path that it was loaded from, also in a list of tags."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (folder / name).write_bytes((peft_folder / name).read_bytes())
+    front = {"base_model": named, "library_name": "peft", "tags": [f"base_model:adapter:{SECRET}/base", "lora"]}
+    (folder / "README.md").write_text(f"---\n{json.dumps(front)}\n---\n# Mine\n")
+    with pytest.raises(UsageError, match=r"README\.md: base_model, tags"):
+        lt.push(folder, "owner/new")
+    lt.push(folder, "owner/new", strip_private=True)
+    card = hub.files("owner/new")["README.md"].decode()
+    assert "alice" not in card
+    assert "# Mine" in card
+    assert "lora" in card_of(hub, "owner/new").data.tags
+    assert "alice" in (folder / "README.md").read_text()
+
+
 def test_a_pull_request_makes_no_repository_and_leaves_main_alone(hub, public):
     with pytest.raises(Unavailable):
         lt.push(public, "owner/nowhere", create_pr=True)

@@ -14,7 +14,8 @@ DATA = (
 """Keys that hold nothing else: names of folders, words of captions, what was noted for oneself."""
 
 _ROOTS = "home|Users|root|mnt|media|workspace|content|data|tmp|opt|srv|var|kaggle|notebooks|storage|Volumes"
-_PATH = re.compile(rf"(?<![\w.:/])(?:file://)?(?:[A-Za-z]:[\\/]|\\\\[^\\\s]|~/|/(?:{_ROOTS})/)")
+# A path begins a word, or follows one that says whose it is: `base_model:adapter:/home/…` is a tag of PEFT's.
+_PATH = re.compile(rf"(?:(?<![\w.:/])|(?<=[a-z]:))(?:file://)?(?:[A-Za-z]:[\\/]|\\\\[^\\\s]|~/|/(?:{_ROOTS})/)")
 _WHOLE = re.compile(rf"(?:{_PATH.pattern})[^\n\"'<>|]*")
 
 
@@ -47,10 +48,9 @@ def _without_paths(value: str) -> str | None:
         return value
     if value.lstrip().startswith(("{", "[")):
         try:
-            document = json.loads(value)
-        except ValueError:
-            return None  # something like JSON with a path in it: nothing of it can be kept safely
-        text = json.dumps(_shortened(document), separators=(",", ":"))
+            text = json.dumps(_shortened(json.loads(value)), separators=(",", ":"))
+        except (ValueError, RecursionError):
+            return None  # something like JSON, or nested too deep, with a path in it: nothing of it can be kept safely
         return None if _PATH.search(text) else text
     return _name(value) if _WHOLE.fullmatch(value) else None
 
