@@ -18,6 +18,7 @@ from loratools.tensors.checksums import sha256_of
 from loratools.tensors.output import check_free_space, disk_errors, guard_output, sync_folder, temporary_beside
 from loratools.tensors.safetensors_file import open_safetensors
 from loratools.tensors.source import LocalFile
+from loratools.tensors.writer import give_name
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -127,7 +128,7 @@ def _copied(item: PulledFile, folder: Path, *, overwrite: bool) -> PulledFile:
         temporary = temporary_beside(target)
         try:
             carry(temporary, source)
-            temporary.replace(target)
+            give_name(temporary, target, overwrite=overwrite)
         finally:
             temporary.unlink(missing_ok=True)
         sync_folder(target.parent)

@@ -9,6 +9,7 @@ import loratools as lt
 from loratools.errors import OutputExists, OutputRefused, Unavailable, UsageError
 from loratools.hub.contents import contents
 from loratools.hub.references import HubReference
+from loratools.tensors.carried import carry
 from tests.hub.conftest import TOKEN
 from tests.hub.server import FAULTS
 
@@ -53,6 +54,17 @@ def test_other_bytes_are_replaced_only_when_asked(hub, style, sd1, tmp_path):
     lt.pull(FILE, tmp_path, overwrite=True)
     assert (tmp_path / "style.safetensors").read_bytes() == sd1.read_bytes()
     assert sorted(path.name for path in tmp_path.glob("*style*")) == ["style.safetensors"]
+
+
+def test_what_appears_while_a_file_is_copied_stays(hub, style, tmp_path, monkeypatch):
+    def slow(path, content):
+        (tmp_path / "style.safetensors").write_bytes(b"another's")
+        return carry(path, content)
+
+    monkeypatch.setattr("loratools.operations.pull.carry", slow)
+    with pytest.raises(OutputExists):
+        lt.pull(FILE, tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*style*")} == {"style.safetensors": b"another's"}
 
 
 def test_bytes_whose_hash_is_another_are_refused(hub, style, tmp_path):
