@@ -48,7 +48,7 @@ def _nearest(found: list[Candidate], groups: Mapping[Stem, Group]) -> list[Candi
 def _shape(group: Group) -> tuple[int | None, ...] | None:
     """The shape of the weight that the factors imply; None where they imply none."""
     try:
-        return kind_of(group.kind).weight_shape(group.factors)
+        return kind_of(group.kind).weight_shape(group.factors) or None  # a scalar implies none
     except IncompleteAdapter:
         return None  # a look goes on where a reading would end
 

@@ -184,3 +184,12 @@ def test_a_download_that_broke_off_says_how_much_is_missing(sd1, tmp_path):
 def test_an_empty_folder_holds_nothing_to_read(tmp_path):
     with pytest.raises(PathNotFound):
         lt.inspect(tmp_path)
+
+
+@pytest.mark.parametrize("end", ["img_attn.norm.query_norm.scale.set_weight", "img_attn.qkv.set_weight"])
+def test_a_scalar_in_the_place_of_a_weight_is_told_and_not_a_crash(end, tmp_path):
+    held = {f"diffusion_model.double_blocks.0.{end}": torch.tensor(1.0)}
+    found = lt.inspect(save(held, tmp_path / "in.safetensors", {})).document
+    assert found["role"] == "adapter"
+    assert "scalar" in found["evidence"][0]
+    assert [row["key"] for row in found["unknown_keys"]] == list(held)
