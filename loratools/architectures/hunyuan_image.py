@@ -6,8 +6,10 @@ from collections.abc import Iterator
 
 from loratools.architectures.architecture import Architecture, Component, Variant
 from loratools.architectures.hunyuan import COLUMNS, ORIGINAL, Rows, common, rows, single
+from loratools.architectures.language_encoders import QWEN25_VL_7B
 from loratools.architectures.naming import Naming, canonical_naming
 from loratools.architectures.rules import Rule, rename
+from loratools.architectures.text_encoders import BYT5
 
 EMBED = "time_guidance_embed."
 ENDS: Rows = (
@@ -65,6 +67,8 @@ HUNYUAN_IMAGE = Architecture(
             short=("unet", "transformer"),
             checkpoint=("model.diffusion_model.", ""),
         ),
+        Component("text_encoder", QWEN25_VL_7B, short=(), checkpoint=("text_encoders.qwen25_7b.transformer.",)),
+        Component("text_encoder_2", BYT5, short=(), checkpoint=("text_encoders.byt5_small.transformer.",)),
     ),
     variants=(Variant("base", "hunyuan-image"), Variant("distilled", "hunyuan-image-distilled")),
     kohya="original",

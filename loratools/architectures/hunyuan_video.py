@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from loratools.architectures.architecture import Architecture, Component, Variant
 from loratools.architectures.hunyuan import COLUMNS, Rows, common, rows, single
-from loratools.architectures.language_encoders import LLAMA_8B
+from loratools.architectures.language_encoders import LLAMA_8B, LLAVA_8B, LLAVA_SAVED
 from loratools.architectures.naming import Naming, canonical_naming
 from loratools.architectures.rules import Rule, same
 from loratools.architectures.text_encoders import CLIP_L
@@ -38,8 +38,9 @@ ORIGINAL, COMFY = (tuple(_rules(column)) for column in COLUMNS.values())
 FRAMEPACK_RULES = (*(same(part) for rule in ORIGINAL for part in rule.canonical), *map(same, FRAMES))
 
 # The LLaVA that reads the prompt has a Llama in it; text-to-video pipelines hold that alone.
+LLAMA = Component("text_encoder", LLAMA_8B, short=("te1",), checkpoint=("text_encoders.llama.transformer.",))
 ENCODERS = (
-    Component("text_encoder", LLAMA_8B, short=("te1",), checkpoint=("text_encoders.llama.transformer.",)),
+    LLAMA,
     Component("text_encoder_2", CLIP_L, short=("te2",), checkpoint=("text_encoders.clip_l.transformer.",)),
 )
 
@@ -53,7 +54,9 @@ HUNYUAN_VIDEO = Architecture(
             short=("unet", "transformer"),
             checkpoint=("model.diffusion_model.", "model.model.", ""),
         ),
-        *ENCODERS,
+        # What differs from these in a level of the eyes, or has none, stands apart: a Llama alone would be all of them.
+        LLAMA._replace(namings=LLAVA_8B, adapters=(LLAVA_SAVED, *LLAMA_8B[1:])),
+        *ENCODERS[1:],
     ),
     variants=(Variant("t2v", "hunyuan-video-t2v"), Variant("i2v", "hunyuan-video-i2v")),
     kohya="original",

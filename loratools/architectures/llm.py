@@ -70,11 +70,31 @@ def _biased(modules: str) -> str:
     return " ".join(f"{module} {module}.bias" for module in modules.split())
 
 
+# LLaVA has its Llama and its CLIP under one name as a class and under another in its files.
+LLAVA_LEVELS = ("model.language_model.", "language_model.model.")
+EYES_LAYER = _biased(
+    "self_attn.q_proj self_attn.k_proj self_attn.v_proj self_attn.out_proj layer_norm1 layer_norm2 mlp.fc1 mlp.fc2"
+).split()
+LLAVA_EYES = (
+    *(f"encoder.layers.#.{path}" for path in EYES_LAYER),
+    *(f"embeddings.{name}_embedding" for name in ("class", "patch", "position")),
+    *_biased("pre_layrnorm post_layernorm").split(),
+)
+LLAVA_ONCE = " ".join((
+    *(f"{level}{path}" for level in LLAVA_LEVELS for path in ("embed_tokens", "norm")),
+    *(f"{level}{path}" for level in ("model.vision_tower.", "vision_tower.", "vision_tower.vision_model.")
+      for path in LLAVA_EYES),
+    *(f"{level}multi_modal_projector.{path}" for level in ("model.", "")
+      for path in _biased("linear_1 linear_2").split()),
+    "language_model.lm_head",
+))  # fmt: skip
+
+
 class ModelType(NamedTuple):
     """One `model_type`: the words are module paths, `#` for a number.
 
     `layer` are the modules of every layer under one of `layers`, `either` those that a layer may have; `once` are the
-    modules under `root` outside the layers, `outside` those next to it.
+    modules under `root` outside the layers, `outside` those next to it; `also` is what some files call `layers`.
     """
 
     name: str
@@ -84,21 +104,25 @@ class ModelType(NamedTuple):
     either: str = ""
     once: str = "embed_tokens norm"
     outside: str = ""
+    also: str = ""
 
 
 @cache
 def _known(kind: ModelType) -> frozenset[Skeleton]:
     """The skeletons of every path of a type."""
     inside = f"{kind.layer} {kind.either}".split()
-    rooted = [f"{layers}.{path}" for layers in kind.layers.split() for path in inside] + kind.once.split()
+    layers = f"{kind.layers} {kind.also}".split()
+    rooted = [*(f"{layer}.{path}" for layer in layers for path in inside), *kind.once.split()]
     paths = [f"{kind.root}{path}" for path in rooted] + f"{kind.outside} {ANYWHERE}".split()
     return frozenset(_skeleton(path) for path in paths)
 
 
-def _required(kind: ModelType) -> frozenset[Skeleton]:
-    """The skeletons without which a whole model is not of a type."""
-    first = kind.layers.split()[0]
-    return frozenset(_skeleton(f"{kind.root}{first}.{path}") for path in kind.layer.split())
+def _required(kind: ModelType) -> list[frozenset[Skeleton]]:
+    """The skeletons of which one set must be whole in a model of a type."""
+    return [
+        frozenset(_skeleton(f"{kind.root}{layers}.{path}") for path in kind.layer.split())
+        for layers in (kind.layers.split()[0], *kind.also.split())
+    ]
 
 
 @cache
@@ -149,6 +173,8 @@ MODEL_TYPES: tuple[ModelType, ...] = (
               either=f"self_attn.q_a_proj self_attn.q_a_layernorm self_attn.q_b_proj self_attn.q_proj {GATED} "
                      f"mlp.gate mlp.gate.e_score_correction_bias {EXPERTS_EITHER} mlp.shared_experts.gate_proj "
                      "mlp.shared_experts.up_proj mlp.shared_experts.down_proj"),
+    ModelType("llava",       "", f"{LLAVA_LEVELS[0]}layers.#", f"{QKVO} {GATED} {NORMS}", once=LLAVA_ONCE,
+              also=f"{LLAVA_LEVELS[1]}layers.#"),
     ModelType("gpt2",        "transformer.", "h.#", _biased("attn.c_attn attn.c_proj mlp.c_fc mlp.c_proj ln_1 ln_2"),
               either="attn.bias attn.masked_bias", once=GPT2_ONCE),
     ModelType("gpt_neo",     "transformer.", "h.#",
@@ -220,7 +246,7 @@ def _fits(kind: ModelType, named: frozenset[Skeleton], *, complete: bool) -> boo
     for root in ((), skeleton(kind.root)[0]):
         rooted = frozenset(words if words in _known(kind) else root + words for words in named)
         if rooted <= _known(kind):
-            return not complete or _required(kind) <= rooted
+            return not complete or any(wanted <= rooted for wanted in _required(kind))
     return False
 
 

@@ -1,4 +1,4 @@
-"""CLIP-L, OpenCLIP-H, OpenCLIP-G, T5's encoder and UMT5's: their modules and every spelling, shared by architectures.
+"""CLIP-L, OpenCLIP-H, OpenCLIP-G, the encoders of T5, ByT5 and UMT5: their modules and every spelling, shared.
 
 Canonical are the transformers names with the `text_model.` level, whatever the installed version drops.
 """
@@ -6,8 +6,8 @@ Canonical are the transformers names with the `text_model.` level, whatever the 
 from __future__ import annotations
 
 from loratools.architectures.language_encoders import LANGUAGE_WORDS
-from loratools.architectures.naming import Naming
-from loratools.architectures.rules import Rule, fuse, rename, same, transpose
+from loratools.architectures.naming import Naming, canonical_naming
+from loratools.architectures.rules import Rule, fuse, rename, renamed, same, transpose
 
 ROOT = "text_model."
 LAYER = ROOT + "encoder.layers.{n<%d}."
@@ -54,7 +54,8 @@ def open_clip(layers: int) -> Naming:
 
 
 T5_LAYERS = 24
-T5_BLOCK = f"encoder.block.{{n<{T5_LAYERS}}}.layer."
+BYT5_LAYERS = 12
+T5_BLOCK = "encoder.block.{n<%d}.layer."
 T5_MODULES = (
     "0.SelfAttention.q", "0.SelfAttention.k", "0.SelfAttention.v", "0.SelfAttention.o", "0.layer_norm",
     "1.DenseReluDense.wi_0", "1.DenseReluDense.wi_1", "1.DenseReluDense.wo", "1.layer_norm",
@@ -62,20 +63,47 @@ T5_MODULES = (
 T5_DISTANCES = "0.SelfAttention.relative_attention_bias"
 T5_ONCE = ("shared", f"encoder.block.0.layer.{T5_DISTANCES}", "encoder.final_layer_norm")
 # UMT5 learns the distances in every block, T5 once for all.
-UMT5_PATHS = ("shared", "encoder.final_layer_norm", *(T5_BLOCK + path for path in (*T5_MODULES, T5_DISTANCES)))
+UMT5_ENDS = (
+    # transformers                  Wan
+    ("shared",                      "token_embedding"),
+    ("encoder.final_layer_norm",    "norm"),
+)  # fmt: skip
+UMT5_MODULES = (
+    ("0.SelfAttention.q",                          "attn.q"),
+    ("0.SelfAttention.k",                          "attn.k"),
+    ("0.SelfAttention.v",                          "attn.v"),
+    ("0.SelfAttention.o",                          "attn.o"),
+    ("0.layer_norm",                               "norm1"),
+    ("1.DenseReluDense.wi_0",                      "ffn.gate.0"),
+    ("1.DenseReluDense.wi_1",                      "ffn.fc1"),
+    ("1.DenseReluDense.wo",                        "ffn.fc2"),
+    ("1.layer_norm",                               "norm2"),
+    (T5_DISTANCES,                                 "pos_embedding.embedding"),
+)  # fmt: skip
+WAN_BLOCK = f"blocks.{{n<{T5_LAYERS}}}."
+UMT5_RULES = (*renamed(UMT5_ENDS), *renamed(UMT5_MODULES, T5_BLOCK % T5_LAYERS, WAN_BLOCK))
+
+
+def t5(layers: int) -> Naming:
+    """The names of T5's encoder."""
+    return Naming("transformers", tuple(map(same, (*T5_ONCE, *(T5_BLOCK % layers + path for path in T5_MODULES)))))
+
 
 CLIP_L = (transformers_clip(12), flat_clip(12))
 CLIP_L_PROJECTED = (transformers_clip(12, projection=True),)
 # open_clip's 24th block and its projection are in SD2 checkpoints only: the 23 layers of the pipeline stop before them.
 CLIP_H = (transformers_clip(23), flat_clip(23), open_clip(24))
 CLIP_G = (transformers_clip(32, projection=True), open_clip(32))
-T5 = (Naming("transformers", tuple(map(same, (*T5_ONCE, *(T5_BLOCK + path for path in T5_MODULES))))),)
-UMT5 = (Naming("transformers", tuple(map(same, UMT5_PATHS))),)
+T5 = (t5(T5_LAYERS),)
+# The small one, which reads what is to be written in the picture byte by byte.
+BYT5 = (t5(BYT5_LAYERS),)
+# Wan's release holds it under names of its own (models_t5_umt5-xxl-enc-bf16.pth).
+UMT5 = (canonical_naming(UMT5_RULES, "transformers"), Naming("wan", UMT5_RULES))
 
 # The words by which ComfyUI names the encoders: `text_encoders.clip_l.transformer.…`.
 COMFY_WORDS = (
     (CLIP_L, "clip_l"), (CLIP_L_PROJECTED, "clip_l"), (CLIP_H, "clip_h"), (CLIP_G, "clip_g"), (T5, "t5xxl"),
-    (UMT5, "umt5xxl"), *LANGUAGE_WORDS,
+    (BYT5, "byt5_small"), (UMT5, "umt5xxl"), *LANGUAGE_WORDS,
 )  # fmt: skip
 
 

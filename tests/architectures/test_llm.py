@@ -21,7 +21,7 @@ def paths_of(name):
 
     heads = dict.fromkeys(("t5", "mt5", "umt5", "bart"), "AutoModelForSeq2SeqLM")
     heads |= dict.fromkeys(("bert", "roberta", "distilbert"), "AutoModelForMaskedLM")
-    heads |= {"whisper": "AutoModelForSpeechSeq2Seq"}
+    heads |= {"whisper": "AutoModelForSpeechSeq2Seq", "llava": "AutoModelForImageTextToText"}
     layers = {"num_layers": 2, "attention_types": [[["global"], 2]]} if name == "gpt_neo" else {}
     config = transformers.AutoConfig.for_model(name, **layers)
     for depth in ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "encoder_layers", "decoder_layers"):

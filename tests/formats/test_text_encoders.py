@@ -3,7 +3,7 @@
 import pytest
 
 import loratools
-from loratools.errors import NotRepresentable
+from loratools.errors import ArchitectureMismatch, NotRepresentable
 from loratools.formats.opening import open_reference
 from loratools.formats.parse import parse
 from loratools.tensors.lazy import LazyTensor
@@ -82,3 +82,20 @@ def test_the_encoder_of_wan_learns_distances_in_every_block():
     reading = parse(open_reference(tensors))
     assert {"wan2.1", "wan2.2"} <= set(reading.adapters.architectures)
     assert {item.target.component for item in reading.adapters.adapters} == {"transformer", "text_encoder"}
+
+
+@pytest.mark.parametrize("prefix", ["text_encoders.byt5_small.transformer.", "text_encoder_2."])
+def test_the_encoder_of_letters_is_the_second_one_of_hunyuan_image(prefix):
+    stem = f"{prefix}encoder.block.11.layer.1.DenseReluDense.wi_0"
+    tensors = layer(stem, 3584, 1472, (".lora_A.weight", ".lora_B.weight"))
+    tensors |= layer("diffusion_model.byt5_in.fc1", 2048, 1472, (".lora_A.weight", ".lora_B.weight"))
+    reading = parse(open_reference(tensors))
+    assert reading.adapters.architectures == ("hunyuan-image", "hunyuan-video-1.5")
+    assert {item.target.component for item in reading.adapters.adapters} == {"transformer", "text_encoder_2"}
+
+
+def test_a_stack_of_t5_as_deep_as_the_large_one_is_not_the_encoder_of_letters():
+    stem = "text_encoder_2.encoder.block.12.layer.0.SelfAttention.q"
+    tensors = layer(stem, 384, 1472, (".lora_A.weight", ".lora_B.weight"))
+    with pytest.raises(ArchitectureMismatch):
+        parse(open_reference(tensors), arch="hunyuan-image")

@@ -23,7 +23,6 @@ FEWER = (
 )  # fmt: skip
 BLOCKS = 2
 LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-FUNCTIONS = {"flux": "FluxTransformer2DModel", "unet": "UNet2DConditionModel"}
 
 
 class Case(NamedTuple):
@@ -89,8 +88,7 @@ def small(case: Case) -> nn.Module:
     import diffusers
 
     build, config = make_shapes.TABLES[case.table][case.component]
-    name = FUNCTIONS.get(getattr(build, "__name__", "")) or getattr(build, "name", "")
-    known = inspect.signature(getattr(diffusers, name).__init__).parameters if name else FEWER
+    known = inspect.signature(getattr(diffusers, build.name).__init__).parameters
     with torch.device("meta"):
         made: nn.Module = build({**config, **{word: BLOCKS for word in FEWER if word in known}})
     return made.eval()
