@@ -5,12 +5,19 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from diffusers import DiffusionPipeline
+
+from benchmarks.gpu_tasks import plan_of
+from loratools.pipelines.random_models import make_skeleton
+from loratools.pipelines.synthetic import write_pipeline
 
 SCRIPT = Path(__file__).resolve().parent.parent / "benchmarks" / "gpu.sh"
-WORDS = ("--size", "tiny", "--device", "cpu", "--architectures", "sd1", "--dtypes", "bf16")
+WORDS = ("--size", "tiny", "--device", "cpu", "--architectures", "sd1", "--dtypes", "bf16", "--keep")
 TASKS = ("make sd1", "merge sd1", "extract sd1", "validate sd1 bf16")
 
 
@@ -77,3 +84,33 @@ def test_every_task_leaves_its_figures_a_picture_of_each_validation_and_nothing_
     again = script(out)
     assert (again.returncode, again.stdout) == (0, "")
     assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == written
+
+
+def test_a_transformer_of_the_size_of_flux_is_written_in_shards_merged_extracted_and_removed(
+    gpu, monkeypatch, tmp_path
+):
+    place = [str(tmp_path / "out"), "--work", str(tmp_path / "work"), "--size", "tiny", "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", ["gpu.py", *place, "--architectures", "flux1", "--dtypes", "fp16"])
+    assert gpu.main() == 0
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert tuple(results) == ("make flux1", "merge flux1", "extract flux1")
+    made = results["make flux1"]
+    assert (made["dtype"], made["shards"] > 1) == ("bfloat16", True)
+    assert results["merge flux1"]["same_bytes"]
+    assert results["extract flux1"]["layers"] > 20
+    assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_the_encoders_beside_the_full_transformer_have_the_widths_that_it_reads(tmp_path):
+    plan = plan_of("flux1", "full")
+    transformer = plan.part("transformer")
+    skeleton = make_skeleton(transformer)
+    assert sum(parameter.numel() for parameter in skeleton.parameters()) == 11_901_408_320
+    narrow = {**transformer.config, "num_layers": 1, "num_single_layers": 1, "num_attention_heads": 1}
+    parts = tuple(replace(part, config=narrow) if part is transformer else part for part in plan.parts)
+    folder = write_pipeline(replace(plan, parts=parts), tmp_path / "pipeline", dtype="bfloat16", limit=500_000)
+    assert len(list((folder / "transformer").glob("*.safetensors"))) > 1
+    pipe = DiffusionPipeline.from_pretrained(folder, local_files_only=True, dtype=torch.bfloat16)
+    pipe.set_progress_bar_config(disable=True)
+    made = pipe("a cat", num_inference_steps=1, width=64, height=64, max_sequence_length=32, output_type="pt").images
+    assert made.isfinite().all()

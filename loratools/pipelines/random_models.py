@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -38,24 +38,46 @@ def fill(model: Any, *, seed: int, dtype: str = "float32", device: str = "cpu") 
     Matrices and kernels keep the variance of what goes through them (1 / fan-in), norms lie around one and biases
     around zero, so that every module shows in the picture and half precision does not overflow.
     """
-    import torch
     from torch import nn
 
-    generator = torch.Generator(device).manual_seed(seed)
-    largest = max(parameter.numel() for parameter in model.parameters())
-    # One for all: fresh memory for each would cost more time than the numbers.
-    scratch = torch.empty(largest, dtype=torch.float32, device=device)
+    values = drawing(model, seed=seed, dtype=dtype, device=device)
     done: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for name, empty in list(module._parameters.items()):  # its own, not those of modules within
             if empty is None:
                 continue
             if id(empty) not in done:  # tied weights stay one
-                drawn = scratch[: empty.numel()].normal_(generator=generator).view(empty.shape)
-                values = _spread(drawn, module, name).to(getattr(torch, dtype), copy=True)
-                done[id(empty)] = nn.Parameter(values, requires_grad=empty.requires_grad)
+                done[id(empty)] = nn.Parameter(values(module, name), requires_grad=empty.requires_grad)
             setattr(module, name, done[id(empty)])
     model.to(device)  # its buffers
+
+
+def own_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
+    """(key, module, name) of every parameter in the order in which they are drawn, tied ones once."""
+    seen: set[int] = set()
+    for path, module in model.named_modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield f"{path}.{name}".lstrip("."), module, name
+
+
+def drawing(model: nn.Module, *, seed: int, dtype: str, device: str) -> Callable[[nn.Module, str], torch.Tensor]:
+    """Draws the values of one parameter after another: the same ones for the same seed and order."""
+    import torch
+
+    generator = torch.Generator(device).manual_seed(seed)
+    largest = max(parameter.numel() for parameter in model.parameters())
+    # One for all: fresh memory for each would cost more time than the numbers.
+    scratch = torch.empty(largest, dtype=torch.float32, device=device)
+
+    def values(module: nn.Module, name: str) -> torch.Tensor:
+        empty = module._parameters[name]
+        assert empty is not None
+        drawn = scratch[: empty.numel()].normal_(generator=generator).view(empty.shape)
+        return _spread(drawn, module, name).to(getattr(torch, dtype), copy=True)
+
+    return values
 
 
 def _spread(values: torch.Tensor, module: nn.Module, name: str) -> torch.Tensor:

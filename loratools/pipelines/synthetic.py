@@ -15,6 +15,7 @@ from loratools.pipelines.parts import Blueprint, Size
 from loratools.pipelines.quiet import quiet_libraries
 from loratools.pipelines.random_models import fill, make_skeleton
 from loratools.pipelines.running import require_device
+from loratools.pipelines.shards import LIMIT, write_shards
 from loratools.pipelines.single_file import SINGLE_FILES, export_single_file
 from loratools.pipelines.tokenizers import make_tokenizer
 from loratools.tensors.output import check_free_space, disk_errors, guard_folder, guard_output, temporary_beside
@@ -42,14 +43,31 @@ def make_pipeline(
     `size` is "tiny" (the real block layout with narrow layers, mostly for 64 × 64 pixels) or "full" (the published
     configuration: sd1, sd2, sdxl, flux1). `DiffusionPipeline.from_pretrained(folder)` loads it without a network;
     `variant` is the word in the names of the weight files ("fp16"). `single_file` names a checkpoint to write beside
-    it, under the names that web UIs load. One component is in memory at a time, in `dtype`. The same seed makes the
-    same bytes on the same device, and a narrow dtype holds the float32 values rounded once.
+    it, under the names that web UIs load. One component, or one shard of it, is in memory at a time, in `dtype`. The
+    same seed makes the same bytes on the same device, and a narrow dtype holds the float32 values rounded once.
 
     Raises UsageError for words that are not known, UnsupportedFile for a single file of an architecture that has
     none, OutputExists and OutputRefused for places that are taken, and ResourceError where the disk is full or the
     device is not there.
     """
     plan = blueprint(architecture, size)
+    return write_pipeline(plan, folder, seed=seed, dtype=dtype, device=device, variant=variant, single_file=single_file)
+
+
+def write_pipeline(
+    plan: Blueprint,
+    folder: str | os.PathLike[str],
+    *,
+    seed: int = 0,
+    dtype: str = "float32",
+    device: str = "cpu",
+    variant: str | None = None,
+    single_file: str | os.PathLike[str] | None = None,
+    limit: int = LIMIT,
+) -> Path:
+    """The same for any blueprint; models of diffusers that are larger than `limit` bytes are written in shards of that
+    size, and memory is one shard's.
+    """
     if dtype not in BYTES:
         raise UsageError(f"{dtype!r} is no dtype; there are {', '.join(BYTES)}", hint=nearest(dtype, BYTES))
     if single_file is not None and plan.name not in SINGLE_FILES:
@@ -66,7 +84,7 @@ def make_pipeline(
     staged = temporary_beside(out)
     try:
         with disk_errors(out, needed), quiet_libraries():
-            _write(plan, parts, staged, seed=seed, dtype=dtype, device=device, variant=variant)
+            _write(plan, parts, staged, seed=seed, dtype=dtype, device=device, variant=variant, limit=limit)
         if out.exists():
             out.rmdir()  # guard_folder let an empty one pass
         staged.rename(out)
@@ -92,7 +110,9 @@ def _nbytes(model: Any, dtype: str) -> int:
     return values * BYTES[dtype]
 
 
-def _write(plan: Blueprint, parts: dict[str, Any], folder: Path, *, seed: int, variant: str | None, **how: str) -> None:
+def _write(
+    plan: Blueprint, parts: dict[str, Any], folder: Path, *, seed: int, variant: str | None, limit: int, **how: str
+) -> None:
     """Save index, tokenizers and parts; each model gets its weights only when its turn comes, and is dropped."""
     import diffusers
 
@@ -105,7 +125,9 @@ def _write(plan: Blueprint, parts: dict[str, Any], folder: Path, *, seed: int, v
         tokenizer.save_pretrained(folder / name)
     for at, part in enumerate(plan.parts):
         made = parts.pop(part.name)
-        if part.is_model:
+        if part.is_model and part.library == "diffusers" and _nbytes(made, how["dtype"]) > limit:
+            write_shards(made, folder / part.name, seed=seed + at, variant=variant, limit=limit, **how)
+        elif part.is_model:
             fill(made, seed=seed + at, **how)
             made.save_pretrained(folder / part.name, variant=variant)
         else:

@@ -15,7 +15,7 @@ from loratools.pipelines.adapters import make_demo_adapter
 from loratools.pipelines.blueprints import architectures, blueprint
 from loratools.pipelines.parts import Tokenizer
 from loratools.pipelines.random_models import make_skeleton
-from loratools.pipelines.synthetic import make_pipeline
+from loratools.pipelines.synthetic import make_pipeline, write_pipeline
 from loratools.pipelines.tiny.autoencoders import PIXELS
 from loratools.pipelines.tokenizers import make_tokenizer
 from tests.judges.load import deltas_after_diffusers_load
@@ -66,6 +66,25 @@ def tensors(folder):
         for path in sorted(folder.rglob("*.safetensors"))
         for key, value in load_file(path).items()
     }
+
+
+@pytest.mark.parametrize("variant", [None, "bf16"])
+def test_a_model_written_in_shards_is_the_one_made_whole_and_no_shard_is_larger_than_asked(variant, pipeline, tmp_path):
+    limit = 100_000
+    plan, how = blueprint("flux1"), {"variant": variant, "dtype": "bfloat16" if variant else "float32"}
+    folder = write_pipeline(plan, tmp_path / "shards", limit=limit, **how)
+    shards = sorted((folder / "transformer").glob("*.safetensors"))
+    assert len(shards) > 2
+    largest = max(value.nbytes for file in shards for value in load_file(file).values())
+    assert all(sum(value.nbytes for value in load_file(file).values()) <= max(limit, largest) for file in shards)
+    dtype = torch.bfloat16 if variant else torch.float32
+    loaded = DiffusionPipeline.from_pretrained(folder, local_files_only=True, dtype=dtype, variant=variant)
+    whole = DiffusionPipeline.from_pretrained(pipeline("flux1"), local_files_only=True)
+    for name in ("transformer", "vae", "text_encoder", "text_encoder_2"):
+        ours, theirs = getattr(loaded, name).state_dict(), getattr(whole, name).state_dict()
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], value.to(ours[key].dtype)) for key, value in theirs.items())
+    assert {**loaded.transformer.config, "_name_or_path": ""} == {**whole.transformer.config, "_name_or_path": ""}
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16"])
@@ -146,7 +165,7 @@ def test_making_a_pipeline_leaves_the_random_state_alone(tmp_path):
 
 def test_unknown_architecture_is_a_usage_error(tmp_path):
     with pytest.raises(UsageError, match="sdxl") as refused:
-        make_pipeline("sdx", tmp_path)
+        make_pipeline("sdxxl", tmp_path)
     assert refused.value.hint == "did you mean 'sdxl'?"
 
 
