@@ -176,7 +176,7 @@ def rename(folder: Path, rounds: int, *, peer: bool) -> tuple[dict[str, object],
 
 def bar(name: str, value: object, sign: str, limit: float) -> dict[str, object]:
     """A figure beside the bar it should reach."""
-    number = float(value)  # type: ignore[arg-type]
+    number = float(value)
     reached = number <= limit if sign == "<=" else number >= limit
     return {"bar": name, "value": round(number, 3), "sign": sign, "limit": round(limit, 3), "reached": reached}
 
@@ -232,13 +232,13 @@ def main() -> None:
 
 def show(document: dict[str, object], path: Path) -> None:
     """The figures as a table."""
-    for title, rows in document["tables"].items():  # type: ignore[attr-defined]
+    for title, rows in document["tables"].items():
         print(f"\n{title}\n{'':28}{'runs':>5}{'wall s':>9}{'min':>9}{'max':>9}{'cpu s':>9}{'peak MB':>9}")
         for name, row in rows.items():
             figures = "".join(f"{row[key]:>9.3f}" for key in ("wall_median", "wall_min", "wall_max", "cpu_median"))
             print(f"{name:28}{row['runs']:>5}{figures}{row['peak_mb']:>9.1f}")
     print()
-    for item in document["bars"]:  # type: ignore[attr-defined]
+    for item in document["bars"]:
         mark = "reached" if item["reached"] else "MISSED"
         print(f"{mark:8} {item['bar']}: {item['value']} {item['sign']} {item['limit']}")
     print(f"\nkept in {path}")

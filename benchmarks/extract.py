@@ -75,7 +75,7 @@ def shape(rows: int, columns: int, *, full: bool) -> dict[str, object]:
         left, right = found.halves()
         true = float((matrix.double() - left @ right).norm() / matrix.double().norm())
         row[spectrum] = {
-            "engine": timed(lambda matrix=matrix: truncated_svd(matrix, rank=rank)),  # type: ignore[misc]
+            "engine": timed(lambda matrix=matrix: truncated_svd(matrix, rank=rank)),
             "error": true,
             "stated": found.error,
             "above_best": true / best - 1 if best > 1e-9 else 0.0,
@@ -95,20 +95,20 @@ def by_shape() -> dict[str, object]:
         rows.append(row)
         full = "-" if row["full"] is None else f"{row['full']:.3f}"
         print(
-            f"{height:>6}x{width:<6} x{count:<3} engine {row['easy']['engine']:.3f} / {row['slow']['engine']:.3f}  "  # type: ignore[index]
-            f"thin {row['thin']:.3f}  full {full}  above best {row['easy']['above_best']:.1e} / "  # type: ignore[index]
-            f"{row['slow']['above_best']:.1e}",  # type: ignore[index]
+            f"{height:>6}x{width:<6} x{count:<3} engine {row['easy']['engine']:.3f} / {row['slow']['engine']:.3f}  "
+            f"thin {row['thin']:.3f}  full {full}  above best {row['easy']['above_best']:.1e} / "
+            f"{row['slow']['above_best']:.1e}",
             file=sys.stderr,
         )
 
     def whole(pick: Callable[[dict[str, object]], float]) -> float:
-        return sum(pick(row) * int(row["layers"]) for row in rows)  # type: ignore[call-overload]
+        return sum(pick(row) * int(row["layers"]) for row in rows)
 
     totals = {
-        "engine, easy": whole(lambda row: row["easy"]["engine"]),  # type: ignore[index]
-        "engine, slow": whole(lambda row: row["slow"]["engine"]),  # type: ignore[index]
-        "thin": whole(lambda row: row["thin"]),  # type: ignore[return-value, arg-type]
-        "full, at least": whole(lambda row: row["full"] or row["thin"]),  # type: ignore[return-value, arg-type]
+        "engine, easy": whole(lambda row: row["easy"]["engine"]),
+        "engine, slow": whole(lambda row: row["slow"]["engine"]),
+        "thin": whole(lambda row: row["thin"]),
+        "full, at least": whole(lambda row: row["full"] or row["thin"]),
     }
     return {"rank": RANK, "shapes": rows, "all_layers": totals}
 
@@ -143,7 +143,7 @@ def bars(document: dict[str, object]) -> list[dict[str, object]]:
                     found.append(bar(f"thin SVD / engine, {name}, {spectrum}", ratio, ">=", 8))
         worst = max(row[spectrum]["above_best"] for row in table["shapes"] for spectrum in SPECTRA)
         found.append(bar("worst error above the best possible", worst, "<=", 1e-3))
-    for spectrum, row in (document.get("end_to_end") or {}).items():  # type: ignore[attr-defined]
+    for spectrum, row in (document.get("end_to_end") or {}).items():
         found.append(bar(f"peak MB, {spectrum}", row["peak_mb"], "<=", 700))
         if isinstance(table, dict):
             full = table["all_layers"]["full, at least"]
@@ -167,7 +167,7 @@ def main() -> None:
     if "shapes" in options.what:
         ran["shapes"] = by_shape()
     document = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
-    document |= ran | {"end_to_end": document.get("end_to_end", {}) | ran.get("end_to_end", {})}  # type: ignore[operator]
+    document |= ran | {"end_to_end": document.get("end_to_end", {}) | ran.get("end_to_end", {})}
     document["bars"] = bars(document)
     for row in document["bars"]:
         print(

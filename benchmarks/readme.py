@@ -23,7 +23,7 @@ def figures() -> str:
     """A table: medians of wall and CPU seconds, peak memory, for every contestant."""
     lines = ["| | wall s | CPU s | peak MB |", "|---|---|---|---|"]
     for what in ("start-up", "rename"):
-        for title, rows in newest(what)["tables"].items():  # type: ignore[attr-defined]
+        for title, rows in newest(what)["tables"].items():
             lines.append(f"| **{title}** | | | |")
             lines += [
                 f"| {name} | {row['wall_median']:.2f} | {row['cpu_median']:.2f} | {row['peak_mb']:.0f} |"

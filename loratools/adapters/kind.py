@@ -44,21 +44,27 @@ __all__ = [
 class Kind(Protocol):
     """What every kind offers. Layouts work on lazy tensors only; a layout or an arithmetic that a kind cannot follow
     raises NotRepresentable; torch is imported by `delta` and `bias_delta` alone.
-
-    `product`: the roles in each of which the delta is linear, the one to fold a factor into first.
-    `biases`: the roles that scale alone multiplies. `constrained`: alpha is a constraint, not the numerator of a scale.
     """
 
     @property
-    def name(self) -> str: ...  # noqa: D102
+    def name(self) -> str:
+        """The word that it goes by."""
+
     @property
-    def roles(self) -> tuple[Role, ...]: ...  # noqa: D102
+    def roles(self) -> tuple[Role, ...]:
+        """Every role that a factor of it may have."""
+
     @property
-    def product(self) -> tuple[str, ...]: ...  # noqa: D102
+    def product(self) -> tuple[str, ...]:
+        """The roles in each of which the delta is linear, the one to fold a factor into first."""
+
     @property
-    def biases(self) -> tuple[str, ...]: ...  # noqa: D102
+    def biases(self) -> tuple[str, ...]:
+        """The roles that scale alone multiplies."""
+
     @property
-    def constrained(self) -> bool: ...  # noqa: D102
+    def constrained(self) -> bool:
+        """Whether alpha is a constraint, not the numerator of a scale."""
 
     def identify(self, present: Collection[str]) -> bool:
         """Whether factors of these roles could be of this kind."""

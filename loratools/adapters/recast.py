@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
 from loratools.adapters.adapter import Adapter
 from loratools.adapters.factors import load
@@ -13,6 +14,9 @@ from loratools.errors import NonFinite
 from loratools.model import Alpha, Scale
 from loratools.tensors.dtypes import DTYPES
 from loratools.tensors.lazy import LazyTensor
+
+if TYPE_CHECKING:
+    import torch
 
 
 def fold(adapter: Adapter, dtype: str | None = None) -> Adapter:
@@ -50,7 +54,7 @@ def _cast(tensor: LazyTensor, dtype: str, key: str, file: str | None) -> LazyTen
     if tensor.dtype == dtype or not DTYPES[tensor.dtype].floating:
         return tensor
 
-    def produce() -> object:
+    def produce() -> torch.Tensor:
         import torch
 
         values, cast = tensor.load(), load(tensor, DTYPES[dtype].torch or "")
@@ -58,4 +62,4 @@ def _cast(tensor: LazyTensor, dtype: str, key: str, file: str | None) -> LazyTen
             raise NonFinite(f"a finite value of {key} overflows in {dtype}", path=file, key=key, hint="try BF16 or F32")
         return cast
 
-    return LazyTensor.computed(dtype, tensor.shape, produce)  # type: ignore[arg-type]
+    return LazyTensor.computed(dtype, tensor.shape, produce)

@@ -247,4 +247,4 @@ def _has_bias(adapter: Adapter, bias: LazyTensor | None) -> bool:
     if adapter.kind != "ia3" or bias is None:
         return False
     kind = kind_of("ia3")
-    return "on_input" not in adapter.factors and not kind.on_input(adapter.factors)  # type: ignore[attr-defined]
+    return "on_input" not in adapter.factors and not kind.on_input(adapter.factors)  # type: ignore[attr-defined]  # (IA)³'s alone

@@ -65,7 +65,7 @@ class Verbs(click.Group):
         assert isinstance(command, click.Command)
         return command
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 (click's signature)
         """The overview, without importing a verb."""
         with formatter.section("Commands"):
             formatter.write_dl([(verb.name, verb.summary) for verb in VERBS])
@@ -114,7 +114,7 @@ class Verbs(click.Group):
         sys.exit(code)
 
 
-def _print_version(context: click.Context, _parameter: click.Parameter, value: bool) -> None:  # noqa: FBT001
+def _print_version(context: click.Context, _parameter: click.Parameter, value: bool) -> None:  # noqa: FBT001 (click's signature)
     if value and not context.resilient_parsing:
         from loratools import __version__
 

@@ -68,7 +68,7 @@ def _module(item: Adapter) -> ModuleHealth:
     kind = kind_of(item.kind)
     if bad or item.kind != "lora" or kind.needs_base(item.factors):
         return ModuleHealth(item.target.name, bad, None, (), None)
-    left, right = kind.low_rank(item.factors, "float64")  # type: ignore[attr-defined]
+    left, right = kind.low_rank(item.factors, "float64")  # type: ignore[attr-defined]  # LoRA's, not every kind's
     core = torch.linalg.qr(left, mode="r").R @ torch.linalg.qr(right.T, mode="r").R.T
     values = torch.linalg.svdvals(core) * abs(float(item.scale))
     energy = values.square()

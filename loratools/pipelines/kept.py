@@ -212,7 +212,9 @@ class LiveBytes:
         slot = slot_of(module, self.leaf)
         original: Original | None = slot.original if slot else None
         if original is None:
-            original = InMemory(module._parameters[self.leaf].detach().to("cpu").contiguous())  # type: ignore[union-attr]
+            live = module._parameters[self.leaf]
+            assert live is not None
+            original = InMemory(live.detach().to("cpu").contiguous())
         if original.dtype != self.dtype:  # the model was cast since
             original = InMemory(original.tensor().to(_torch(self.dtype)))
         original.read_into(offset, room)
@@ -224,4 +226,5 @@ class LiveBytes:
 def _torch(dtype: str) -> torch.dtype:
     import torch
 
-    return getattr(torch, DTYPES[dtype].torch or "")  # type: ignore[no-any-return]
+    found: torch.dtype = getattr(torch, DTYPES[dtype].torch or "")
+    return found

@@ -11,7 +11,7 @@ from loratools.architectures.registry import ARCHITECTURES
 from loratools.bases.weights import Base, open_base
 from loratools.errors import InternalError, UnsupportedFile, UsageError
 from loratools.pipelines.kept import LiveBytes, slot_of
-from loratools.pipelines.wrappers import bare, is_compiled, is_stand_in, is_wrapper
+from loratools.pipelines.wrappers import bare, beneath, is_compiled, is_stand_in, is_wrapper
 from loratools.tensors.dtypes import BY_TORCH
 from loratools.tensors.lazy import Bytes, LazyTensor
 from loratools.tensors.source import MemoryTensors, TensorSource
@@ -123,10 +123,9 @@ def layers(component: str, model: nn.Module) -> Iterator[Layer]:
         while is_wrapper(module) or is_stand_in(module):
             if is_stand_in(module):
                 shadow = f"PEFT has put a trained copy in its place ({type(module).__name__})"
-                module = module.original_module  # type: ignore[assignment]
             else:
                 wrapper = wrapper or module
-                module = module.base_layer  # type: ignore[assignment]
+            module = beneath(module)
         if id(module) in seen:
             return
         seen.add(id(module))
@@ -161,7 +160,7 @@ def module_of(model: nn.Module, path: str) -> nn.Module:
         for word in name.split("."):
             found = found._modules.get(word) if found is not None else None
             while found is not None and (is_wrapper(found) or is_stand_in(found)):
-                found = found.original_module if is_stand_in(found) else found.base_layer  # type: ignore[assignment]
+                found = beneath(found)
         if found is not None:
             return found
     raise UsageError(f"the {type(model).__name__} has no module {path!r}")
@@ -169,10 +168,10 @@ def module_of(model: nn.Module, path: str) -> nn.Module:
 
 def weight_of(model: nn.Module, path: str, leaf: str = "weight") -> torch.Tensor:
     """The live weight (or the bias, …) of a canonical path, as it is now; raises UsageError where there is none."""
-    found = getattr(module_of(model, path), leaf, None)
+    found: torch.Tensor | None = getattr(module_of(model, path), leaf, None)
     if found is None:
         raise UsageError(f"{path} has no {leaf}")
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def canonical_path(model: nn.Module, path: str) -> str:

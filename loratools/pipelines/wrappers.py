@@ -25,12 +25,18 @@ def is_stand_in(module: nn.Module) -> bool:
     return peft is not None and isinstance(module, peft.AuxiliaryTrainingWrapper)
 
 
+def beneath(module: nn.Module) -> nn.Module:
+    """The module that a wrapper is around, or that a stand-in stands for."""
+    return module.get_submodule("original_module" if is_stand_in(module) else "base_layer")
+
+
 def bare(module: nn.Module) -> nn.Module:
     """The model itself, without torch.compile's, PEFT's or DistributedDataParallel's shell."""
     while True:
         inner: Any = getattr(module, "_orig_mod", None)
-        if inner is None and hasattr(module, "get_base_model"):
-            inner = module.get_base_model()  # type: ignore[operator]
+        unwrap: Any = getattr(module, "get_base_model", None)
+        if inner is None and unwrap is not None:
+            inner = unwrap()
         if inner is None and type(module).__name__ in ("DistributedDataParallel", "DataParallel"):
             inner = module.module
         if inner is None or inner is module:

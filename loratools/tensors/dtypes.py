@@ -24,7 +24,7 @@ def _unpack(code: str) -> Callable[[bytes], float | int]:
 
 
 def _bfloat16(raw: bytes) -> float:
-    return struct.unpack("<f", b"\0\0" + raw)[0]  # type: ignore[no-any-return]
+    return float(struct.unpack("<f", b"\0\0" + raw)[0])
 
 
 # The order is that of the format's own enumeration: writers sort tensors by it, downwards, then by name.

@@ -1,12 +1,13 @@
 """diffusers' own single-file converters judge the tables: same names, same rows in the same order."""
 
+from types import SimpleNamespace
+
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-from fixtures import make_shapes  # noqa: E402
-from loratools.architectures.architecture import shapes  # noqa: E402
-from loratools.architectures.registry import architecture  # noqa: E402
+from fixtures import make_shapes
+from loratools.architectures.architecture import shapes
+from loratools.architectures.registry import architecture
 
 
 def checkpoint(naming, table, *, square=()):
@@ -62,14 +63,13 @@ def test_ldm_unet_is_what_diffusers_makes_of_it(name):
 def test_open_clip_is_what_diffusers_makes_of_it(name, component, prefix):
     from diffusers.loaders.single_file_utils import convert_open_clip_checkpoint
 
-    class Model:
-        class config:  # noqa: N801
-            hidden_size = shapes(name)[component]["text_model.final_layer_norm"][0]
-
+    model = SimpleNamespace(
+        config=SimpleNamespace(hidden_size=shapes(name)[component]["text_model.final_layer_norm"][0])
+    )
     known = architecture(name).by_name[component]
     assert prefix in known.checkpoint
     native, expected = checkpoint(known.naming("open_clip"), shapes(name)[component], square=("text_projection",))
-    converted = convert_open_clip_checkpoint(Model, {prefix + key: value for key, value in native.items()}, prefix)
+    converted = convert_open_clip_checkpoint(model, {prefix + key: value for key, value in native.items()}, prefix)
     assert same(converted, expected)
 
 

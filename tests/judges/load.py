@@ -75,7 +75,7 @@ def listening() -> Iterator[list[str]]:
     """Every warning of diffusers, peft and transformers, logged or raised, while the block runs."""
     heard: list[str] = []
     ear = logging.Handler(logging.WARNING)
-    ear.emit = lambda record: heard.append(record.getMessage())  # type: ignore[method-assign]
+    ear.emit = lambda record: heard.append(record.getMessage())
     loggers = [logging.getLogger(name) for name in ("diffusers", "peft", "transformers")]
     for logger in loggers:
         logger.addHandler(ear)

@@ -20,4 +20,4 @@ def deltas_after_merge(before: Path, after: Path) -> Loaded:
             path, _, leaf = name.rpartition(".")
             if not tensor.equal(old[name]):
                 found[leaf][place(file.parent.name, path)] = tensor.double() - old[name].double()
-    return Loaded(found["weight"], found["bias"], ())  # type: ignore[arg-type]
+    return Loaded(found["weight"], found["bias"], ())

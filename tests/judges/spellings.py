@@ -78,7 +78,7 @@ class Lora(NamedTuple):
             name = key.removeprefix("diffusion_model.")
             if other is not None:
                 stem = next(stem for at in range(len(name)) if (stem := name[: len(name) - at]) in names)
-                name = other.at_canonical(names[stem]).native + name[len(stem) :]  # type: ignore[union-attr]
+                name = other.at_canonical(names[stem]).native + name[len(stem) :]
             name = prefix + name
             if not name.endswith(".alpha") or alphas:
                 tensors[name.replace(DOWN_UP[0], ends[0]).replace(DOWN_UP[1], ends[1])] = value

@@ -182,7 +182,7 @@ def _apart(left: Path, right: Path) -> float:
         ]
         held = {key: file for file in opened[1] for key in file.keys()}  # noqa: SIM118 — a file, not a mapping
         for ours in opened[0]:
-            for key in ours.keys():  # noqa: SIM118
+            for key in ours.keys():  # noqa: SIM118 — as above
                 worst = max(worst, _relative(held[key].get_tensor(key), ours.get_tensor(key)))
     return worst
 

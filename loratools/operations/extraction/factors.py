@@ -149,13 +149,14 @@ class Workshop:
         import torch
 
         seed = zlib.crc32(f"{self.asked.seed}:{twin.name}".encode())
+        diverged: type[RuntimeError] = torch.linalg.LinAlgError  # type: ignore[attr-defined]  # torch's types lack it
         try:
             return truncated_svd(delta, rank=rank, error=error, seed=seed)
-        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        except diverged:
             pass
         try:
             whole = lapack(delta.cpu())
-        except torch.linalg.LinAlgError as problem:  # type: ignore[attr-defined]
+        except diverged as problem:
             raise NonFinite(f"the decomposition of {twin.name} does not converge", key=twin.key) from problem
         tails, norm = whole.tails(), float(torch.linalg.vector_norm(whole.values))
         rank = rank or max(1, next(count for count, tail in enumerate(tails) if tail <= (error or 0.0)))

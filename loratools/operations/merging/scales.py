@@ -98,7 +98,7 @@ class Scales:
 
 def _number(value: object, told: str) -> float:
     try:
-        number = float(value)  # type: ignore[arg-type]
+        number = float(value)  # type: ignore[arg-type]  # what is no number is caught
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
