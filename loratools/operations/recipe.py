@@ -6,10 +6,18 @@ import inspect
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loratools.errors import ArchitectureMismatch, MalformedFile, NotRepresentable, PathNotFound, UsageError
+from loratools.errors import (
+    ArchitectureMismatch,
+    LoratoolsError,
+    MalformedFile,
+    NotRepresentable,
+    PathNotFound,
+    UsageError,
+)
 from loratools.formats.configs import parse_json
 from loratools.formats.opening import open_reference, read_config
 from loratools.operations.extraction.wishes import FULL
@@ -79,7 +87,7 @@ def recipe_of(output: str | os.PathLike[str]) -> Recipe:
 
 
 def _inputs(operation: str, record: Mapping[str, Any], place: Path) -> list[dict[str, Any]]:
-    """The inputs by role; a record lists files, and several files of one input cannot be told from several inputs."""
+    """The inputs by role: the files of a folder are told as one input, every other file is one."""
     from loratools.operations.recipes.model import ROLES
 
     if operation not in ROLES:
@@ -88,7 +96,8 @@ def _inputs(operation: str, record: Mapping[str, Any], place: Path) -> list[dict
     once, several = ROLES[operation]
     scales = said.get("weights" if operation == "combine" else "scales", []) if several else []
     roles = [*once, *([several] * len(scales) if several else [])]
-    if len(files) != len(roles):
+    groups = [list(group) for _, group in groupby(files, key=_Groups())]
+    if len(groups) != len(roles):
         raise NotRepresentable(
             f"the record lists {len(files)} files of {len(roles)} inputs, and not which is whose",
             path=place,
@@ -98,12 +107,26 @@ def _inputs(operation: str, record: Mapping[str, Any], place: Path) -> list[dict
     return [
         {
             "role": role,
-            "name": file["name"],
+            "name": group[0].get("folder", group[0]["name"]),
             **({} if scale is None else {"scale": scale}),
-            "files": [{"name": file["name"], "sha256": file["sha256"]}],
+            "files": [{"name": file["name"], "sha256": file["sha256"]} for file in group],
         }
-        for role, file, scale in zip(roles, files, given, strict=True)
+        for role, group, scale in zip(roles, groups, given, strict=True)
     ]
+
+
+class _Groups:
+    """Which input a file of a record belongs to: the one that is said, or one of its own."""
+
+    def __init__(self) -> None:
+        self._alone = 0
+
+    def __call__(self, file: Mapping[str, Any]) -> int:
+        said = file.get("input")
+        if said is not None:
+            return int(said)
+        self._alone -= 1
+        return self._alone
 
 
 def _parameters(operation: str, said: Mapping[str, Any]) -> dict[str, Any]:
@@ -190,6 +213,9 @@ def run_recipe(
     if found.operation in ("merge", "rebuild"):
         if config is not None:
             how["config"] = config
+        tokenizers = _tokenizers(found, [*map(Path, folders), home], config)
+        if tokenizers:
+            how["tokenizer"] = tokenizers
         verb(once[0], adapters, target, overwrite=overwrite, progress=progress, **how)
     else:
         pending = verb(adapters, **how) if found.operation == "combine" else verb(*once, **how)
@@ -197,24 +223,47 @@ def run_recipe(
     return _compared(found, target)
 
 
+def _tokenizers(recipe: Recipe, folders: Sequence[Path], config: Path | None) -> list[str]:
+    """What `rebuild` is told of tokenizers: folders found by their hashes, or by name where the recipe states none."""
+    from loratools.operations.recipes.tokenizers import found_tokenizers
+
+    found: list[str] = []
+    for item in recipe.inputs:
+        if item.role == "tokenizer":
+            pipelines = [] if config is None else [config]
+            found += found_tokenizers(item, folders, pipelines) if item.files else [str(_place(item, folders))]
+    return found
+
+
 def _place(item: RecipeInput, folders: Sequence[Path]) -> Path:
-    place = next((folder / item.name for folder in folders if (folder / item.name).exists()), None)
-    if place is None:
+    """Where an input is: of several of its name the first that has its hashes."""
+    places = [folder / item.name for folder in folders if (folder / item.name).exists()]
+    if not places:
         looked = ", ".join(str(folder) or "." for folder in folders)
         raise PathNotFound(f"the {item.role} {item.name} is not there", path=item.name, hint=f"looked in {looked}")
+    differing = [_differing(item, place) for place in places]
+    found = next((place for place, error in zip(places, differing, strict=True) if error is None), None)
+    if found is None:
+        assert differing[0] is not None
+        raise differing[0]
+    return found
+
+
+def _differing(item: RecipeInput, place: Path) -> LoratoolsError | None:
+    """What keeps a place from being an input: a file that it lacks, or one with another hash."""
     for file in item.files:
         path = place / file.name if place.is_dir() else place
         if not path.is_file():
-            raise PathNotFound(f"the {item.role} lacks {file.name}", path=path)
+            return PathNotFound(f"the {item.role} lacks {file.name}", path=path)
         if (sha256 := sha256_of(path)) != file.sha256:
-            raise ArchitectureMismatch(
+            return ArchitectureMismatch(
                 f"the {item.role} is another file than the recipe's",
                 path=path,
                 hint="take sha256 out of the recipe to use it all the same",
                 expected=file.sha256,
                 found=sha256,
             )
-    return place
+    return None
 
 
 def _compared(recipe: Recipe, target: Path) -> Remade:

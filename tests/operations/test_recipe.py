@@ -80,6 +80,26 @@ def test_a_folder_is_made_again_too(place):
     assert json.loads(ended.out)["differing"] == [document["output"]["files"][0]["name"]]
 
 
+def test_inputs_of_several_files_are_told_apart_and_found_again(place):
+    """Two adapters of two files each, whose folders have one name, and one of them once more."""
+    for name in "ab":
+        (place / name).mkdir()
+        lt.convert(place / f"{name}.safetensors", to="peft").save(place / name / "set")
+    lt.convert(place / "a" / "set", to="kohya").save(place / "one.safetensors")
+    given = [(place / "a" / "set", 0.5), (place / "b" / "set", 0.25), (place / "b" / "set", 2.0)]
+    lt.combine(given, method="concat", to="kohya").save(place / "all.safetensors")
+    one, several = (recipe_of(place / f"{name}.safetensors") for name in ("one", "all"))
+    assert [(item.name, len(item.files)) for item in one.inputs] == [("set", 2)]
+    assert [(item.name, item.scale, len(item.files)) for item in several.inputs] == [
+        ("set", 0.5, 2), ("set", 0.25, 2), ("set", 2.0, 2)
+    ]  # fmt: skip
+    assert run_recipe(one, place / "again.safetensors", folders=[place / "a"]).same_bytes
+    with pytest.raises(ArchitectureMismatch, match="another file"):
+        run_recipe(one, place / "other.safetensors", folders=[place / "b"])
+    # Of folders with one name the one with the right bytes is taken.
+    assert run_recipe(several, place / "both.safetensors", folders=[place / "a", place / "b"]).same_bytes
+
+
 def test_other_inputs_than_the_recipes_are_refused(place):
     lt.convert(place / "a.safetensors", to="diffusers").save(place / "out.safetensors")
     recipe = recipe_of(place / "out.safetensors")

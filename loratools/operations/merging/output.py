@@ -124,7 +124,7 @@ class MergeOutput:
     def save(self, out: Path, *, overwrite: bool, if_needed: bool, threads: int, progress: Progress | None) -> Saved:
         """Write, verify, and compare every byte that was only copied with its source."""
         self.require_place(out)
-        hashes = InputHashes(self.hashed)
+        hashes = InputHashes(self.hashed, self.folders)
         try:
             if if_needed and self._made(out, record(self.operation, self.parameters, hashes.inputs())):
                 return Saved(out, 0, None, skipped=True)
@@ -232,6 +232,12 @@ class MergeOutput:
         return (*self.base_files, *self.adapter_files)
 
     @property
+    def folders(self) -> tuple[Path, ...]:
+        """The inputs that are folders."""
+        base = Path(self.checkpoint.name)
+        return (*([base] if base.is_dir() else []), *self.adapter_folders)
+
+    @property
     def base_files(self) -> tuple[LocalFile, ...]:
         """The files that the base's weights lie in."""
         parts = {id(item.part): item.part for item in self.checkpoint.weights}
@@ -268,11 +274,10 @@ class MergeOutput:
         try:
             places = [out / name for name in names] if self.folder else [out]
             # A folder of which nothing is rewritten holds no record: it is made again.
-            return bool(places) and all(
-                open_safetensors(place).metadata.get(PROVENANCE_KEY) == wanted for place in places
-            )
+            records = [open_safetensors(place).metadata.get(PROVENANCE_KEY) for place in places]
         except LoratoolsError:  # nothing, or nothing of ours: whether it may be replaced is the writer's question
             return False
+        return bool(records) and set(records) == {wanted}
 
     def require_place(self, out: Path) -> None:
         """Raise UsageError or OutputRefused for a place that this output cannot have."""
@@ -280,11 +285,9 @@ class MergeOutput:
             what = "several files" if self.max_shard_size else "a folder"
             raise UsageError(f"the output is {what}", path=out, hint=f"name a folder, such as {out.with_suffix('')}/")
         if not self.folder and out.suffix != ".safetensors":
-            raise UsageError(
-                "the output is one .safetensors file", path=out, hint=f"name it {out.name or 'merged'}.safetensors"
-            )
-        folders = (Path(self.checkpoint.name), *self.adapter_folders)
-        if any(folder.is_dir() and out.resolve().is_relative_to(folder.resolve()) for folder in folders):
+            hint = f"name it {out.name or 'merged'}.safetensors"
+            raise UsageError("the output is one .safetensors file", path=out, hint=hint)
+        if any(out.resolve().is_relative_to(folder.resolve()) for folder in self.folders):
             raise OutputRefused("the output lies in the input", path=out, hint="give the output another name")
 
 

@@ -72,7 +72,7 @@ class PendingRebuild:
         folder, single = self._places(out, single_file)
         if folder is None and single is None:
             raise UsageError("no output was named", hint="rebuild BASE LORA=0.8 -o DIR")
-        hashes = InputHashes(self.output.hashed)
+        hashes = InputHashes(self.output.hashed, self.output.merged.folders)
         how: dict[str, Any] = {"overwrite": overwrite, "threads": threads, "progress": progress}
         trials: dict[str, Trial] = {}
         size = single_size = 0

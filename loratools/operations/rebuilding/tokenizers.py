@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -127,12 +127,14 @@ def _held(folder: Path) -> dict[str, LocalFile]:
 
 def _cached(name: str, architecture: str) -> dict[str, LocalFile]:
     """The files in the Hub's cache of the first repository that has them there."""
+    return next((held for folder in cached_folders(name, architecture) if (held := _held(folder))), {})
+
+
+def cached_folders(name: str, architecture: str | None = None) -> Iterator[Path]:
+    """The folders in the Hub's cache where a tokenizer of that name is looked for, of one architecture or of any."""
     for home in HOMES:
-        if (home.architecture, home.tokenizer) != (architecture, name):
-            continue
-        inner = f"{home.folder}/{CONFIG}" if home.folder else CONFIG
-        config = cached_file(HubReference(home.repository, None, inner))
-        held = _held(config.parent) if config else {}
-        if held:
-            return held
-    return {}
+        if home.tokenizer == name and architecture in (None, home.architecture):
+            inner = f"{home.folder}/{CONFIG}" if home.folder else CONFIG
+            config = cached_file(HubReference(home.repository, None, inner))
+            if config:
+                yield config.parent
