@@ -10,6 +10,8 @@ import click
 
 from loratools.cli.options import Manner, speaks
 from loratools.cli.render import Document, Page, emit
+from loratools.cli.text import visible
+from loratools.errors import UsageError
 
 
 @click.command("push")
@@ -29,16 +31,42 @@ def command(path: str, repository: str, manner: Manner, *, images: tuple[str, ..
 
     REPO is owner/name (hf://owner/name@branch for a branch) and is made if it is not there. The card names the base
     model, library, tags, words, hashes, and how the file was made; what stands on a card already stays. Metadata that
-    tell of persons and machines are looked for first: then nothing is sent without --yes or --strip-private.
+    tell of persons and machines are looked for first: on a terminal you are asked then, elsewhere nothing is sent
+    without --yes or --strip-private.
     """
     from loratools.operations.push import push
 
-    done = push(path, repository, images=[_image(text) for text in images], **how)
+    how["images"] = [_image(text) for text in images]
+    try:
+        done = push(path, repository, **how)
+    except UsageError as error:
+        if "private" not in error.evidence or not _is_watched(manner):
+            raise
+        done = push(path, repository, **{**how, **_asked(error)})
     document = done.to_dict()
     if done.private and not done.stripped and not manner.quiet:
         told = "; ".join(f"{name}: {', '.join(keys)}" for name, keys in done.private.items())
         sys.stderr.write(f"warning: private metadata {'are sent' if done.sent else 'would be sent'}: {told}\n")
     emit(document, manner, view)
+
+
+def _is_watched(manner: Manner) -> bool:
+    """Whether there is somebody to be asked."""
+    return not (manner.json or manner.quiet) and sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def _asked(error: UsageError) -> dict[str, bool]:
+    """What to do about private metadata, as somebody at the terminal says; raises the error where they say stop."""
+    sys.stderr.write(f"warning: {visible(error.message)}\n")
+    choice = click.prompt(
+        "strip takes them out of what is sent, send sends them",
+        type=click.Choice(("strip", "send", "stop")),
+        default="stop",
+        err=True,
+    )
+    if choice == "stop":
+        raise error
+    return {"strip_private": choice == "strip", "yes": choice == "send"}
 
 
 def _image(text: str) -> tuple[str, str]:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loratools.errors import PathNotFound, UsageError
-from loratools.formats.opening import CONFIG, read_config
+from loratools.errors import PathNotFound, UsageError, WrongRole
+from loratools.formats.opening import CONFIG, PIPELINE, read_config
 from loratools.formats.runtimes import loads
 from loratools.hub.cards import CARD, card_text, parted
 from loratools.hub.references import HubReference, hub_reference, is_hub_id, is_remote
@@ -85,6 +85,9 @@ def push(
         raise UsageError("a file or folder of this machine is pushed", path=path, hint=f"loratools pull {path} -o DIR")
     if base_model is not None and not is_hub_id(base_model):
         raise UsageError(f"{base_model!r} is no name on the Hub", hint="--base-model owner/name")
+    if (Path(path) / PIPELINE).is_file():
+        hint = f"hf upload {target.repository} {path} sends it as it is, with the card that rebuild wrote"
+        raise WrongRole("a pipeline is no adapter", path=path, hint=hint)
     lora = open_lora(path)
     files = _files(Path(path))
     found = {name: keys for name, file in files.items() if (keys := _private(name, file))}

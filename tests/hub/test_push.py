@@ -1,13 +1,17 @@
 """push: the card that goes with an adapter, what stands on a card already, and what is not sent without leave."""
 
+import contextlib
+import io
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
 
 import loratools as lt
+from loratools.cli.main import main
 from loratools.errors import Unavailable, UsageError, WrongRole
 from tests.files import SD1_KOHYA, kohya_tensors, save
 from tests.hub.conftest import TOKEN
@@ -133,6 +137,53 @@ def test_private_metadata_are_not_sent_without_leave(hub, telling):
     assert telling.read_bytes() == before
     assert lt.compare("hf://owner/new", telling).worst == 0
     assert b"alice" not in hub.files("owner/new")["README.md"]
+
+
+class Terminal(io.StringIO):
+    """What somebody types, and sees."""
+
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(
+    ("answer", "ending"),
+    [("strip", (0, False)), ("send", (0, True)), ("stop", (2, None)), ("", (2, None)), ("what\nstop", (2, None))],
+)
+def test_on_a_terminal_one_is_asked_about_private_metadata(hub, telling, monkeypatch, answer, ending):
+    (code, sent), screen = ending, Terminal()
+    monkeypatch.setattr(sys, "stdin", Terminal(answer + "\n"))
+    with (
+        contextlib.redirect_stderr(screen),
+        contextlib.redirect_stdout(io.StringIO()),
+        pytest.raises(SystemExit) as end,
+    ):
+        main(["push", str(telling), "owner/new"])
+    assert end.value.code == code
+    assert "ss_dataset_dirs" in screen.getvalue().partition("strip takes them out")[0]
+    if sent is None:
+        assert hub.requests == []
+    else:
+        assert (SECRET.encode() in hub.files("owner/new")["style.safetensors"]) is sent
+
+
+def test_a_pipeline_is_told_from_an_adapter(hub, pipeline):
+    with pytest.raises(WrongRole, match="a pipeline") as refused:
+        lt.push(pipeline, "owner/new")
+    assert "hf upload owner/new" in refused.value.hint
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("quiet", ["--json", "--quiet"])
+def test_a_machine_is_never_asked(hub, telling, monkeypatch, quiet):
+    monkeypatch.setattr(sys, "stdin", Terminal("send\n"))
+    with (
+        contextlib.redirect_stderr(Terminal()),
+        contextlib.redirect_stdout(io.StringIO()),
+        pytest.raises(SystemExit) as end,
+    ):
+        main(["push", str(telling), "owner/new", quiet])
+    assert (end.value.code, hub.requests) == (2, [])
 
 
 def test_a_path_in_a_configuration_is_private_too(hub, peft_folder, tmp_path):
