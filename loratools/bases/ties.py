@@ -47,7 +47,7 @@ def read_config(file: LocalFile) -> dict[str, Any]:
     """The configuration of a model as plain JSON; raises MalformedFile."""
     if file.size > _LIMIT:
         raise MalformedFile(f"a configuration of {file.size} bytes", path=file.name, hint=f"at most {_LIMIT}")
-    found = strict_json(file.read(0, file.size), path=file.name, what="the configuration")
+    found = strict_json(file.read(0, file.size), path=file.name, what="the configuration", infinite=True)
     if not isinstance(found, dict):
         raise MalformedFile("the configuration is no JSON object", path=file.name)
     return found

@@ -33,10 +33,13 @@ def _no_constant(word: str) -> Any:
     raise ValueError(f"{word} is no number")
 
 
-def parse_json(text: str | bytes, *, path: object, key: str | None = None) -> dict[str, Any]:
-    """A JSON object without duplicate keys, NaN or Infinity; raises MalformedFile otherwise."""
+def parse_json(text: str | bytes, *, path: object, key: str | None = None, infinite: bool = False) -> dict[str, Any]:
+    """A JSON object without duplicate keys, and (unless `infinite`, as diffusers writes of schedulers) without NaN or
+    Infinity; raises MalformedFile otherwise.
+    """
+    constant = None if infinite else _no_constant
     try:
-        found = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+        found = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=constant)
     except (ValueError, RecursionError) as error:
         raise MalformedFile(f"not valid JSON: {error}", path=path, key=key) from error
     if not isinstance(found, dict):

@@ -100,12 +100,14 @@ def _open_gguf(path: Path, component: str | None) -> Part:
     return Part(component, source, {"lora_alpha": alpha} if is_there else None)
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """A configuration file as plain JSON: no class in it is ever looked up, let alone imported."""
+def read_config(path: Path, *, infinite: bool = False) -> dict[str, Any]:
+    """A configuration file as plain JSON: no class in it is ever looked up, let alone imported. `infinite` as for
+    `parse_json`.
+    """
     with LocalFile(path) as file:
         if file.size > _CONFIG_LIMIT:
             raise MalformedFile(f"a configuration of {file.size} bytes", path=path, hint=f"at most {_CONFIG_LIMIT}")
-        return parse_json(file.read(0, file.size), path=path)
+        return parse_json(file.read(0, file.size), path=path, infinite=infinite)
 
 
 def _weights(folder: Path) -> Path | None:

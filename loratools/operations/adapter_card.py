@@ -117,5 +117,5 @@ def _indented(recipe: str) -> str:
     """A record as JSON of several lines; what is none is shown as it is, fences taken out."""
     try:
         return json.dumps(json.loads(recipe), indent=2, ensure_ascii=True)
-    except ValueError:
+    except (ValueError, RecursionError):
         return plain(recipe)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,6 +12,7 @@ from loratools.architectures.registry import ARCHITECTURES
 from loratools.bases.checkpoint import Checkpoint, open_checkpoint
 from loratools.bases.variants import of_variant, variants_of
 from loratools.errors import ArchitectureMismatch, MalformedFile
+from loratools.formats.configs import parse_json
 from loratools.hub.cards import card_data
 from loratools.hub.references import is_remote
 from loratools.hub.tasks import task_of
@@ -114,7 +114,7 @@ def plan_rebuild(
         ),
         *made.ingredients,
     )
-    index = json.loads(index_of(checkpoint, made.extra))
+    index = parse_json(index_of(checkpoint, made.extra), path=place.path)
     variants = variants_of(checkpoint)
     card = Card(
         ingredients,
@@ -203,7 +203,8 @@ def _single_metadata(
     scheduler = extra.get(_SCHEDULER) or checkpoint.others.get(_SCHEDULER)
     if architecture != "sd2" or scheduler is None:
         return metadata
-    prediction = json.loads(bytes_of(scheduler)).get("prediction_type", "epsilon")
+    told = parse_json(bytes_of(scheduler), path=checkpoint.name, key=_SCHEDULER, infinite=True)
+    prediction = told.get("prediction_type", "epsilon")
     which = "768-v" if prediction == "v_prediction" else "512"
     return metadata | {
         "modelspec.sai_model_spec": "1.0.0",

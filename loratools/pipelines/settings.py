@@ -58,7 +58,7 @@ def settings_in(folder: Path) -> Settings:
             continue
         files[name] = file
         if rest in (CONFIG, SCHEDULER):
-            configs[component] = read_config(Path(file.path))
+            configs[component] = read_config(Path(file.path), infinite=rest == SCHEDULER)
     for component in components:
         if has_weights(component) and component not in configs:
             raise PathNotFound(f"{component} has no {CONFIG}", path=folder / component)

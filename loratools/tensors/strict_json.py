@@ -21,8 +21,9 @@ _LONG_INTEGER = re.compile(_LONG + rb"(?<![^\s\[:,-]0{40})")  # a hash in a text
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def strict_json(raw: bytes, *, path: object, what: str) -> Any:
-    """The value of a UTF-8 JSON document; `what` names it in messages ("the header").
+def strict_json(raw: bytes, *, path: object, what: str, infinite: bool = False) -> Any:
+    """The value of a UTF-8 JSON document; `what` names it in messages ("the header"). `infinite` takes NaN and
+    infinities, which Python writes into configurations.
 
     Raises MalformedFile for bytes that are not UTF-8, duplicate keys, NaN and infinities, lone surrogates, negative
     zeros, integers of more than 40 digits, nesting too deep to read, and documents with too many values.
@@ -35,7 +36,7 @@ def strict_json(raw: bytes, *, path: object, what: str) -> Any:
         raise MalformedFile(f"{what} is not UTF-8 text (byte {error.start})", path=path) from error
 
     try:
-        value = _decoder(raw, path, what).decode(text)
+        value = _decoder(raw, path, what, infinite=infinite).decode(text)
     except RecursionError as error:
         raise MalformedFile(f"{what} is nested too deep", path=path) from error
     except ValueError as error:
@@ -45,7 +46,7 @@ def strict_json(raw: bytes, *, path: object, what: str) -> Any:
     return value
 
 
-def _decoder(raw: bytes, path: object, what: str) -> json.JSONDecoder:
+def _decoder(raw: bytes, path: object, what: str, *, infinite: bool) -> json.JSONDecoder:
     """A decoder that refuses what strict_json refuses, as it meets it."""
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -70,7 +71,7 @@ def _decoder(raw: bytes, path: object, what: str) -> json.JSONDecoder:
 
     return json.JSONDecoder(
         object_pairs_hook=pairs,
-        parse_constant=constant,
+        parse_constant=None if infinite else constant,
         parse_int=integer if _may_hold_odd_integers(raw) else None,
         parse_float=fraction,
     )

@@ -193,3 +193,22 @@ def test_the_commands_do_the_same(given, tmp_path):
     assert set(stored(out)) == {"loratools.provenance"}
     for words in (["set", given, "x"], ["strip", given], ["set", given, "x=y"]):
         assert command("metadata", *words).code == 2
+
+
+DEEP = f'{"[" * 100_000}"/home/al/x"{"]" * 100_000}'
+"""What no parser of JSON follows to its end."""
+
+
+@pytest.mark.parametrize("key", ["note", "ss_tag_frequency", "ss_network_args", "modelspec.trigger_phrase"])
+def test_texts_nested_too_deep_to_read_are_strangers_texts(key, tmp_path):
+    given = file(tmp_path / "in.safetensors", metadata={key: DEEP})
+    for ending in (".json", ".civitai.info", ".metadata.json"):
+        (tmp_path / f"in{ending}").write_text(DEEP)
+    assert lt.read_metadata(given).private == (key,)
+    assert lt.inspect(given).document["metadata"][key] == DEEP
+    assert key not in stored(lt.strip_metadata(given, out=tmp_path / "out.safetensors").path)
+
+
+def test_a_tag_that_is_counted_beyond_all_numbers_calls_nothing(tmp_path):
+    given = file(tmp_path / "in.safetensors", metadata={"ss_tag_frequency": '{"3_cat": {"mycat": 1e999}}'})
+    assert lt.read_metadata(given).triggers == ()

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import loratools as lt
@@ -133,6 +134,22 @@ def test_shapes_that_disagree_with_the_configuration_are_refused_before_anything
     assert not (tmp_path / "out").exists()
     with pytest.raises(ArchitectureMismatch):
         lt.rebuild(single("sd1"), [], tmp_path / "out", arch="sd1")  # a tiny model is none of the published ones
+
+
+def test_a_scheduler_with_infinity_in_its_configuration_goes_along(pipeline, single, tmp_path):
+    """diffusers writes -Infinity into the configuration of its DPM-Solver."""
+    from diffusers import DPMSolverMultistepScheduler
+
+    shutil.copytree(pipeline("sd2"), tmp_path / "base")
+    DPMSolverMultistepScheduler(prediction_type="v_prediction").save_pretrained(tmp_path / "base" / "scheduler")
+    stated = (tmp_path / "base" / SCHEDULER).read_bytes()
+    assert b"-Infinity" in stated
+    how = {"arch": "sd2", "check": False}
+    lt.rebuild(single("sd2"), [], tmp_path / "of_file", config=tmp_path / "base", **how)
+    assert (tmp_path / "of_file" / SCHEDULER).read_bytes() == stated
+    lt.rebuild(tmp_path / "base", [], single_file=tmp_path / "out.safetensors", **how)
+    with safe_open(tmp_path / "out.safetensors", "pt") as file:
+        assert file.metadata()["modelspec.prediction_type"] == "v"
 
 
 def test_layers_that_the_configuration_lacks_are_named(pipeline, single, tmp_path):

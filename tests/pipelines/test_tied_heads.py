@@ -117,6 +117,18 @@ def test_an_adapter_that_leaves_the_tied_tensor_alone_needs_nothing(base, tmp_pa
     assert "lm_head.weight" not in load_file(tmp_path / "without" / "model.safetensors")
 
 
+def test_a_configuration_with_infinity_in_it_is_read_and_goes_along(base, tmp_path):
+    """transformers wrote `"time_step_limit": [0.0, Infinity]` for Mamba 2."""
+    path = base / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"time_step_limit": [0.0, float("inf")]}))
+    assert "Infinity" in path.read_text()
+    trained(qwen2, tmp_path / "adapter", target_modules=["lm_head", "q_proj"])
+    lt.merge(base, [tmp_path / "adapter"], tmp_path / "merged", weights=["*lm_head=0"])
+    assert (tmp_path / "merged" / "config.json").read_bytes() == path.read_bytes()
+    lt.merge(base, [tmp_path / "adapter"], tmp_path / "untied", untie=True)
+    assert json.loads((tmp_path / "untied" / "config.json").read_text())["time_step_limit"] == [0.0, float("inf")]
+
+
 def test_a_configuration_that_says_nothing_ties_the_head_that_the_files_lack(tmp_path):
     gpt2().save_pretrained(tmp_path / "base")
     path = tmp_path / "base" / "config.json"

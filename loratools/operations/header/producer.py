@@ -79,7 +79,7 @@ def trigger_words(metadata: Mapping[str, str]) -> list[str]:
         counts: Counter[str] = Counter()
         for tags in folders.values():
             counts.update({str(tag).strip(): int(count) for tag, count in tags.items()})
-    except (ValueError, AttributeError, TypeError):
+    except (ValueError, AttributeError, TypeError, OverflowError, RecursionError):
         return []  # free text of a stranger's file: no trigger words is the right answer to anything unreadable
     most = max(counts.values(), default=0)
     return [tag for tag, count in counts.most_common(_MANY) if 2 * count > most] if most > 1 else []

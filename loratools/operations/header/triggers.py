@@ -46,7 +46,7 @@ def _beside(path: Path) -> Iterator[Trigger]:
             continue
         try:
             document: Any = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError:
+        except (ValueError, RecursionError):
             continue  # a stranger's file of that name: it has no words for us
         for word in place:
             document = document.get(word) if isinstance(document, dict) else None
