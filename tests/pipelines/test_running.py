@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, UnCLIPScheduler
+from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
 import loratools as lt
@@ -254,6 +255,22 @@ def test_diffusers_loader_is_heard_and_its_layers_are_measured_without_being_tou
     assert all(torch.equal(value, bits[name]) for name, value in layer.state_dict().items())
     assert found.loaded_modules().counts()["scaled"] == len(found.truth.spots)
     assert module_of(found.pipeline.unet, spot.path) is layer.get_base_layer()
+
+
+def test_a_bias_that_should_not_have_changed_is_told(stage):
+    """PEFT's layers around a module may change its bias, which no adapter of this file does."""
+    found, path = stage
+    load_adapters(found.pipeline, [(path, 1.0)])
+    assert found.loaded_modules().holds
+    name = "down_blocks.0.resnets.0.conv1"
+    inject_adapter_in_model(LoraConfig(r=1, lora_bias=True, target_modules=[name]), found.pipeline.unet, "other")
+    layer = found.pipeline.unet.get_submodule(name)
+    layer.set_adapter("other")
+    with torch.no_grad():
+        layer.lora_B["other"].bias.fill_(0.5)
+    (told,) = found.loaded_modules().unexpected
+    assert name in told
+    assert told.endswith("(bias)")
 
 
 def test_what_the_loader_raises_is_its_answer(pipeline, tmp_path):

@@ -91,7 +91,7 @@ class Stage:
 
         found: list[SpotError] = []
         unexpected: list[str] = []
-        wanted = {(spot.component, id(self._module(spot))) for spot in self.truth.spots}
+        wanted = {(spot.component, id(self._module(spot)), spot.leaf) for spot in self.truth.spots}
         changes: dict[int, Change] = {}
         for component, model in self.pipeline.components.items():
             for layer in layers(component, model) if isinstance(model, torch.nn.Module) else ():
@@ -99,11 +99,13 @@ class Stage:
                     continue
                 made = change_of(layer.wrapper)
                 changes[id(layer.module)] = made
-                if (component, id(layer.module)) not in wanted and bool(made.weight.any()):
-                    unexpected.append(layer.name)
+                for leaf, change in (("weight", made.weight), ("bias", made.bias)):
+                    is_wanted = (component, id(layer.module), leaf) in wanted
+                    if change is not None and not is_wanted and bool(change.any()):
+                        unexpected.append(layer.name if leaf == "weight" else f"{layer.name} ({leaf})")
         for spot in self.truth.spots:
-            change = changes.get(id(self._module(spot)))
-            delta = None if change is None else change.weight if spot.leaf == "weight" else change.bias
+            found_change = changes.get(id(self._module(spot)))
+            delta = None if found_change is None else getattr(found_change, spot.leaf)
             if delta is None:
                 delta = torch.zeros_like(self.truth.delta(spot))
             found.append(self.truth.judge_change(spot, delta, MODULES))
