@@ -7,6 +7,7 @@ import torch
 
 import loratools
 from loratools.errors import LoratoolsError, NotRepresentable
+from loratools.formats.gguf import GGUF
 from loratools.formats.mlx import MLX
 from loratools.formats.registry import FORMATS
 from tests.formats.making import (
@@ -28,7 +29,7 @@ from tests.formats.making import (
     write_peft,
 )
 
-TARGETS = [form.id for form in FORMATS if form.id != MLX.id]  # which is for language models alone
+TARGETS = [form.id for form in FORMATS if form.id not in (GGUF.id, MLX.id)]  # which are for language models alone
 ARCHS = sorted(WORDS)
 SPELLINGS = sorted(LAYERS)
 KINDS = ("lora", "dora", "dora-input", "tucker", "loha", "lokr", "full", "ia3", "glora", "oft")

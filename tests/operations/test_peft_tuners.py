@@ -105,7 +105,9 @@ def assert_deltas(reference, truth, tolerance):
         assert (found[path].reshape(delta.shape) - delta).norm() <= tolerance * delta.norm(), path
 
 
-@pytest.mark.parametrize("form", [form for form in FORMATS if form.id not in ("mlx", "peft")], ids=lambda form: form.id)
+@pytest.mark.parametrize(
+    "form", [form for form in FORMATS if form.id not in ("gguf", "mlx", "peft")], ids=lambda form: form.id
+)
 @pytest.mark.parametrize("name", TUNERS)
 def test_no_other_format_says_it_so_each_names_the_layer_and_what_to_do(saved, name, form):
     folder, _ = saved(name)

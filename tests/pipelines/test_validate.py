@@ -283,7 +283,7 @@ def test_a_plan_draws_and_writes_nothing(pipeline, made, tmp_path, capsys, monke
     assert document["schema"] == "loratools.validate-plan/1"
     assert document["passes"] == ["F32", "BF16"]
     assert document["pictures"] == 2
-    cannot = {f"converted to {name}" for name in ("diffusers", "hcp", "mlx")}
+    cannot = {f"converted to {name}" for name in ("diffusers", "gguf", "hcp", "mlx")}
     assert {row["route"] for row in document["not_held"]} == cannot
     assert "converted to kohya" in document["routes"]
     assert list(tmp_path.iterdir()) == []

@@ -71,6 +71,11 @@ class Pending:
         return (*self.lora.reading.opened.files, *(base.files(components) if base else ()))
 
     @property
+    def container(self) -> str:
+        """What the one file of an output that is no folder is named after: safetensors, or gguf."""
+        return self.rendered.files[0].container
+
+    @property
     def output(self) -> AdapterOutput:
         """The files to be, and where they may go."""
         opened = self.lora.reading.opened

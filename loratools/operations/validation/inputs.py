@@ -103,7 +103,7 @@ class Inputs:
                 for at, (lora, scale) in enumerate(self.given):
                     pending = convert(lora, to=name, arch=self.architecture, allow_partial=self.allow_partial)
                     folder = is_folder or pending.folder
-                    out = place / (f"adapter-{at}" if folder else f"adapter-{at}.safetensors")
+                    out = place / (f"adapter-{at}" if folder else f"adapter-{at}.{pending.container}")
                     written.append((pending.save(out).path, scale))
             except (NotRepresentable, UnsupportedFile) as problem:
                 if to is not None:
