@@ -11,12 +11,18 @@ from loratools.operations.outputs.provenance import PENDING
 from loratools.operations.recipes.record import RECIPE, Ingredient
 from loratools.tensors.source import LocalFile
 
+BEYOND_PROMPTS = (
+    "Control", "Depth", "Edit", "Fill", "FirstLast", "I2V", "ImageToVideo", "Img2Img", "Inpaint", "Layered",
+    "Pix2Pix", "Prior", "Redux", "Upscale", "VideoToVideo",
+)  # fmt: skip
+"""What stands in the names of pipelines that start from a picture, or from another pipeline's results."""
+
 
 @dataclass(frozen=True)
 class Card:
-    """What a card tells. `task` is what the pipeline makes, where that is told; `hub_base` is the base's name on the
-    Hub, where it has one; `base_licence` what its own card says; `words` are the trigger words by adapter; `variant` is
-    needed to load it; `linked` files may be hard links.
+    """What a card tells. `pipeline` is the name of its class; `task` is what that makes, where it is told; `hub_base`
+    is the base's name on the Hub, where it has one; `base_licence` what its own card says; `words` are the trigger
+    words by adapter; `variant` is needed to load it; `linked` files may be hard links.
     """
 
     ingredients: Sequence[Ingredient]
@@ -54,6 +60,9 @@ class Card:
             lines += ["", f"Words that call {plain(name)}: {', '.join(plain(word) for word in words)}"]
         variant = f', variant="{self.variant}"' if self.variant else ""
         made, chosen = (self.task.one, f".{self.task.results}[0]") if self.task else ("result", "")
+        call = f'{made} = pipeline("a photograph of an astronaut riding a horse"){chosen}'
+        if any(word in self.pipeline for word in BEYOND_PROMPTS):
+            call = "help(pipeline.__call__)  # it needs more than a prompt"
         lines += [
             "",
             "## Use",
@@ -62,7 +71,7 @@ class Card:
             "from diffusers import DiffusionPipeline",
             "",
             f'pipeline = DiffusionPipeline.from_pretrained("path/to/this/folder"{variant})',
-            f'{made} = pipeline("a photograph of an astronaut riding a horse"){chosen}',
+            call,
             "```",
             "",
             "## Licence",
