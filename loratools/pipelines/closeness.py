@@ -57,8 +57,8 @@ class Closeness:
     def to_dict(self) -> dict[str, Any]:
         """The JSON form; an infinite error (NaN in the latents) is null."""
         return {
-            "latents": [_finite(value) for value in self.latents],
-            "denoiser": [_finite(value) for value in self.denoiser],
+            "latents": [finite(value) for value in self.latents],
+            "denoiser": [finite(value) for value in self.denoiser],
             "pictures": [None if picture is None else picture.to_dict() for picture in self.pictures],
         }
 
@@ -104,5 +104,6 @@ def eight_bit(image: torch.Tensor) -> torch.Tensor:
     return (image.permute(1, 2, 0) * 255).round().to(torch.uint8).contiguous()
 
 
-def _finite(value: float) -> float | None:
+def finite(value: float) -> float | None:
+    """The number for JSON, which has none that is not finite."""
     return value if math.isfinite(value) else None

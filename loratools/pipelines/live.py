@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 CLIP_LEVEL = "text_model."
 """The level that canonical paths of every CLIP text encoder have, and transformers' CLIPTextModel ≥ 5.6 has not."""
 
+LLAVA_LEVELS = ("model.language_model.", "model.")
+"""What stands before the canonical paths of a LLaVA: before those of the Llama in it, and before the others."""
+
 PLAIN = ("F16", "BF16", "F32", "F64")
 """The dtypes of weights that something can be added to in place."""
 
@@ -151,11 +154,12 @@ def _is_fused(module: nn.Module) -> bool:
 
 
 def module_of(model: nn.Module, path: str) -> nn.Module:
-    """The module of a canonical path, whether or not the class has the `text_model.` level; PEFT's wrappers taken off.
+    """The module of a canonical path, whether or not the class has the `text_model.` level, or is a LLaVA around the
+    Llama that is meant; PEFT's wrappers taken off.
 
     Raises UsageError where there is none.
     """
-    for name in (path, path.removeprefix(CLIP_LEVEL), CLIP_LEVEL + path):
+    for name in (path, path.removeprefix(CLIP_LEVEL), CLIP_LEVEL + path, *(level + path for level in LLAVA_LEVELS)):
         found: nn.Module | None = model
         for word in name.split("."):
             found = found._modules.get(word) if found is not None else None
@@ -172,12 +176,6 @@ def weight_of(model: nn.Module, path: str, leaf: str = "weight") -> torch.Tensor
     if found is None:
         raise UsageError(f"{path} has no {leaf}")
     return found
-
-
-def canonical_path(model: nn.Module, path: str) -> str:
-    """The canonical path of a module by the path that the live class gives it."""
-    is_flat = type(model).__name__.startswith("CLIPText") and CLIP_LEVEL.rstrip(".") not in model._modules
-    return CLIP_LEVEL + path if is_flat and not path.startswith((CLIP_LEVEL, "text_projection")) else path
 
 
 def is_plain(parameter: torch.Tensor | None) -> bool:

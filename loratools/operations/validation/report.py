@@ -6,8 +6,8 @@ import shlex
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
-from loratools.operations.validation.result import LATENTS, MODULES, Control, Law, Route, Validation, finite
-from loratools.pipelines.closeness import Closeness, PictureError, eight_bit
+from loratools.operations.validation.result import LATENTS, MODULES, Control, Law, Route, Validation
+from loratools.pipelines.closeness import Closeness, PictureError, eight_bit, finite
 from loratools.reports.evidence import (
     BASE,
     REFERENCE,

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from loratools.operations.validation.truth import Spot, SpotError
+from loratools.pipelines.closeness import Closeness, finite
 
 if TYPE_CHECKING:
-    from loratools.pipelines.closeness import Closeness
     from loratools.pipelines.running import Drawn
 
 Verdict = Literal["pass", "fail", "inconclusive"]
@@ -274,11 +274,6 @@ class Validation:
             }
             for spot in order
         ]
-
-
-def finite(value: float) -> float | None:
-    """The number for JSON, which has none that is not finite."""
-    return value if math.isfinite(value) else None
 
 
 def _large(error: float | None) -> float:
