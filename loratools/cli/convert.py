@@ -122,8 +122,8 @@ def command(
 ) -> None:
     """Write an adapter in another format, and prove it.
 
-    IN is a file or a folder; OUT is a .safetensors file, or a folder for peft. The output is opened again and compared
-    with the input, module by module, before it appears under its name.
+    IN is a file or a folder; OUT is a .safetensors file, a .gguf file for gguf, or a folder for mlx and peft. The
+    output is opened again and compared with the input, module by module, before it appears under its name.
     """
     from loratools.operations.convert import convert
 

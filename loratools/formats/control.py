@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from loratools.adapters.adapter import Adapter, AdapterSet
 from loratools.adapters.bias import SCALED, STORED, with_bias_as
+from loratools.adapters.lora import LORA
 from loratools.architectures.architecture import Architecture, Component, shapes
 from loratools.formats.comfy import COMFY
 from loratools.formats.format import Format, Options
@@ -49,16 +50,23 @@ def as_comfyui_reads(form: Format, adapters: AdapterSet) -> Format:
     return BFL if held >= _LAYERS else form
 
 
-def with_bias_spelt(item: Adapter, suffixes: Mapping[str, str], *, restored: bool) -> Adapter:
+def biased_throughout(adapters: Sequence[Adapter]) -> frozenset[str]:
+    """The components of which every LoRA has a bias beside it."""
+    plain = [item for item in adapters if item.kind == LORA.name]
+    without = {item.target.component for item in plain if not {SCALED, STORED} & item.factors.keys()}
+    return frozenset(item.target.component for item in plain) - without
+
+
+def with_bias_spelt(item: Adapter, suffixes: Mapping[str, str], *, scaled: bool) -> Adapter:
     """The adapter with its bias under the role that the suffixes have: PEFT's as a difference where that is equal.
 
-    The other way round only where a file's own spelling is `restored`: in PEFT a bias is every layer's or none's.
+    The other way round only where `scaled` says so: in PEFT a bias is every layer's or none's.
     """
     if SCALED not in item.factors and STORED not in item.factors:
         return item
     for role, other in ((STORED, SCALED), (SCALED, STORED)):
         known, missing = (suffix_of(suffixes, item.kind, name) for name in (role, other))
-        if known and not missing and (restored or role == STORED):
+        if known and not missing and (scaled or role == STORED):
             return with_bias_as(item, role)
     return item
 

@@ -15,9 +15,10 @@ from loratools.formats.gguf_names import GgufNaming
 from loratools.formats.spell import Writer
 from loratools.formats.suffixes import WRITTEN
 from loratools.model import Spelling
+from loratools.tensors.gguf_check import ALPHA, ARCHITECTURE
 
-ALPHA = "adapter.lora.alpha"
-_STATED = "general.architecture"
+# What says how the tensors of a file are stored: PEFT's word, and numbers about quantised ones.
+_OF_ANOTHER_FILE = ("format", "general.file_type", "general.quantization_version")
 
 
 def _spell(architecture: Architecture | None, _: Component | None, __: Options) -> Spelling | None:
@@ -35,8 +36,8 @@ def header(
     """
     naming = by_component[members[0].target.component].naming
     architecture = naming.architecture if isinstance(naming, GgufNaming) else ""
-    said = {key: text for key, text in metadata.items() if key != "format" and not key.startswith("adapter.")}
-    said |= {_STATED: architecture, "general.type": "adapter", "adapter.type": "lora"}
+    said = {key: text for key, text in metadata.items() if key not in _OF_ANOTHER_FILE}
+    said |= {ARCHITECTURE: architecture, "general.type": "adapter", "adapter.type": "lora"}
     return {**said, ALPHA: _alpha(members)}
 
 

@@ -12,6 +12,7 @@ from loratools.architectures.llm import PREFIX, architecture_id, model_types
 from loratools.architectures.llm_namings import LanguageNaming
 from loratools.architectures.naming import Placement
 from loratools.errors import ArchitectureMismatch, NotRepresentable
+from loratools.tensors.gguf_check import ARCHITECTURE
 
 FORMAT = "gguf"
 
@@ -94,9 +95,13 @@ def gguf_naming(adapters: AdapterSet, fused: object) -> GgufNaming:
     Raises ArchitectureMismatch where it is not settled, NotRepresentable where llama.cpp's converter does more to its
     weights than rename them, or nobody has looked.
     """
-    architectures = adapters.architectures
+    # A language model may be a pipeline's text encoder, too; no GGUF file is for a pipeline.
+    architectures = [name for name in adapters.architectures if name.startswith(PREFIX)] or adapters.architectures
     path = next((item.origin.file for item in adapters.adapters if item.origin), None)
     ids = {architecture_id(theirs): ours for ours, theirs in RENAMED.items()}
+    before = next((name for name, ours in ids.items() if ours == adapters.metadata.get(ARCHITECTURE)), None)
+    if before is not None and before in architectures:  # what was converted from such a file
+        architectures = [before]
     if len(architectures) > 1:
         known = [name for name in architectures if name in ids]
         raise ArchitectureMismatch(
@@ -120,7 +125,7 @@ def require_named(adapters: AdapterSet) -> None:
     """Raise NotRepresentable for layers of a GGUF file whose names and rows are llama.cpp's own."""
     for item in adapters.adapters:
         if adapters.dialect.format == FORMAT and item.origin and item.origin.stem == item.target.paths[0]:
-            name = adapters.metadata.get("general.architecture", "?")
+            name = adapters.metadata.get(ARCHITECTURE, "?")
             raise NotRepresentable(
                 f"{item.target.name} of {name}: llama.cpp puts rows of q and k in an order of its own by the number of "
                 "heads, which an adapter does not tell",

@@ -9,6 +9,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from loratools.errors import MalformedFile, PathNotFound, UnsafeFile, UsageError
 from loratools.formats.configs import Config, number, parse_json
+from loratools.tensors.gguf_check import ALPHA
 from loratools.tensors.safetensors_file import open_safetensors
 from loratools.tensors.source import LocalFile, MemoryTensors, TensorSource
 
@@ -22,7 +23,6 @@ _PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 _NAMED = (".safetensors", *_PICKLES)  # whose names say what they are; an output has another while it is written
 _COMPONENT_WEIGHTS = ("model", "diffusion_pytorch_model")
 _CONFIG_LIMIT = 16 << 20
-_GGUF_ALPHA = "adapter.lora.alpha"
 
 Reference = str | os.PathLike[str] | bytes | BinaryIO | Mapping[str, Any]
 
@@ -95,8 +95,8 @@ def _open_gguf(path: Path, component: str | None) -> Part:
     from loratools.tensors.gguf_file import GgufFile  # an optional library reads them
 
     source = GgufFile(path)
-    alpha = source.metadata.get(_GGUF_ALPHA, "0")
-    is_there = number(alpha, path=source.name, key=_GGUF_ALPHA) != 0
+    alpha = source.metadata.get(ALPHA, "0")
+    is_there = number(alpha, path=source.name, key=ALPHA) != 0
     return Part(component, source, {"lora_alpha": alpha} if is_there else None)
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from loratools.formats.collect import Group
 from loratools.formats.detect import Stem
 from loratools.formats.opening import Opened
+from loratools.tensors.gguf_check import ARCHITECTURE
 
 _BARE = ("gguf", "mlx")
 
@@ -31,6 +32,6 @@ def passing_of(groups: Mapping[Stem, Group], opened: Opened) -> Passing:
     if families == {"gguf"}:
         from loratools.formats.gguf_names import RENAMED, path_in  # an optional library knows them
 
-        stated = opened.parts[0].source.metadata.get("general.architecture", "")
+        stated = opened.parts[0].source.metadata.get(ARCHITECTURE, "")
         return Passing("bare", path_in(stated), RENAMED.get(stated, ""))
     return Passing("bare")

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from loratools.errors import UnreadableForm
 from loratools.formats.opening import Part
+from loratools.tensors.gguf_check import INVOCATION
 
 # field of the configuration → what an adapter does for which it is set
 VARIANTS = (
@@ -22,16 +23,19 @@ MOVED = ("corda", "loftq", "lora_ga", "olora", "pissa")
 def refuse_variants(parts: Iterable[Part], *, path: str) -> None:
     """Raise UnreadableForm for a LoRA whose delta is not scale · up · down of its whole input."""
     for part in parts:
-        for field, what in VARIANTS:
-            if part.config and part.config.get(field):
-                raise UnreadableForm(
-                    f"the adapter {what}: its factors are no change of a weight",
-                    path=path,
-                    key=field,
-                    hint="PEFT itself loads it",
-                    form="peft",
-                    kinds=("lora",),
-                )
+        stated = {field: what for field, what in VARIANTS if part.config and part.config.get(field)}
+        form, reader = "peft", "PEFT itself"
+        if INVOCATION in part.source.metadata:
+            stated, form, reader = {INVOCATION: VARIANTS[0][1]}, "gguf", "llama.cpp"
+        for field, what in stated.items():
+            raise UnreadableForm(
+                f"the adapter {what}: its factors are no change of a weight",
+                path=path,
+                key=field,
+                hint=f"{reader} loads it",
+                form=form,
+                kinds=("lora",),
+            )
 
 
 def moved_bases(parts: Iterable[Part]) -> list[str]:

@@ -15,7 +15,7 @@ from loratools.errors import InternalError, NotRepresentable
 from loratools.formats import diffusers, gguf, mlx, peft, peft_kinds
 from loratools.formats.alpha_tensor import Stored, alpha_tensor, is_plain
 from loratools.formats.configs import DIFFUSERS_KEY, Config, parse_json
-from loratools.formats.control import as_comfyui_reads, wider_inputs, with_bias_spelt
+from loratools.formats.control import as_comfyui_reads, biased_throughout, wider_inputs, with_bias_spelt
 from loratools.formats.format import PEFT_WEIGHTS, Format
 from loratools.formats.limits import holdable, uniform
 from loratools.formats.scale_tensor import SCALES_KEY, dumped, rounded_scale, scale_tensor, with_exact_scales
@@ -77,12 +77,15 @@ def render(
     def native(component: str, path: str) -> Target:
         return by_component[component].target(component, path)
 
-    def spelt(item: Adapter) -> Adapter:
-        suffixes = by_component[item.target.component].spelling.suffixes
-        return with_bias_spelt(finish(item), suffixes, restored=form.recorded)
-
     adapters, restored = with_exact_scales(adapters)
     regrouped = regroup(adapters.adapters, target_of or native, recorded=recorded_groups(adapters))
+    biased = biased_throughout(regrouped.adapters)
+
+    def spelt(item: Adapter) -> Adapter:
+        component = item.target.component
+        suffixes = by_component[component].spelling.suffixes
+        return with_bias_spelt(finish(item), suffixes, scaled=form.recorded or component in biased)
+
     form = as_comfyui_reads(diffusers.as_loaded(form, adapters.architectures), adapters)
     kept, lost = holdable([spelt(item) for item in regrouped.adapters], form, allow_lossy=allow_lossy)
     tensors: dict[str, dict[str, LazyTensor]] = {}

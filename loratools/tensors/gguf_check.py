@@ -8,6 +8,12 @@ from collections.abc import Callable
 from loratools.errors import MalformedFile
 from loratools.tensors.source import LocalFile
 
+ARCHITECTURE, ALPHA = "general.architecture", "adapter.lora.alpha"
+"""The keys of llama.cpp's name of the model, and of the alpha of all layers (0 for none)."""
+
+INVOCATION = "adapter.alora.invocation_tokens"
+"""The key of the tokens after which alone such an adapter changes anything (aLoRA)."""
+
 _STRING, _ARRAY = 8, 9
 # value type → bytes; strings and arrays have their own lengths
 _WIDTHS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from loratools.errors import MalformedFile, UnsupportedFile
-from loratools.tensors.gguf_check import check_gguf
+from loratools.tensors.gguf_check import INVOCATION, check_gguf
 from loratools.tensors.lazy import LazyTensor
 from loratools.tensors.segments import Bytes
 from loratools.tensors.source import LocalFile
@@ -100,10 +100,10 @@ def _reader(path: str) -> Any:
 
 
 def _metadata(fields: Mapping[str, Any]) -> dict[str, str]:
-    """Scalars and short strings of the header, as text."""
+    """Scalars and short strings of the header, and the one array that says what an adapter is, as text."""
     found = {}
     for key, field in fields.items():
-        if key.startswith("GGUF.") or len(field.types) != 1:
+        if key.startswith("GGUF.") or (len(field.types) != 1 and key != INVOCATION):
             continue
         value = field.contents()
         if not isinstance(value, str) or len(value) < _LONG or key.startswith(_OURS):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from loratools.errors import InternalError, NotRepresentable, UnsupportedFile, UsageError
+from loratools.tensors.gguf_check import ALPHA, ARCHITECTURE
 from loratools.tensors.header import Entry
 from loratools.tensors.layout import PLACEHOLDER, LateMetadata, Layout
 from loratools.tensors.lazy import LazyTensor
@@ -17,8 +18,6 @@ from loratools.tensors.segments import Zeros
 DTYPES = ("BF16", "F16", "F32")
 """What llama.cpp multiplies by, of the dtypes that are copied as they are."""
 
-ARCHITECTURE = "general.architecture"
-ALPHA = "adapter.lora.alpha"
 _FLOATS = (ALPHA,)  # every other value is text
 
 

@@ -111,6 +111,13 @@ def test_a_bias_that_nothing_scales_is_a_difference_of_the_bias(to, prefix, cont
     assert_same_tensors(
         load_file(converted(out, "original", tmp_path / "back.safetensors", arch="flux1")), part(control)
     )
+    # In PEFT and diffusers all layers have biases, or none has.
+    named = load_file(converted(out, "diffusers", tmp_path / "named.safetensors", arch="flux1"))
+    assert torch.equal(named["transformer.x_embedder.lora_B.bias"], control["img_in.lora_B.bias"])
+    del written[f"{prefix}img_in.diff_b"]
+    one = write(written, tmp_path / "one.safetensors")
+    with pytest.raises(NotRepresentable, match="diff_b"):
+        loratools.convert(one, to="diffusers", arch="flux1")
 
 
 def test_a_bias_that_a_scale_multiplies_is_folded_or_refused(control, tmp_path):

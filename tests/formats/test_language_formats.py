@@ -18,6 +18,7 @@ from loratools.errors import (
     MalformedFile,
     NotRepresentable,
     OutputExists,
+    UnreadableForm,
     UnsupportedFile,
     UsageError,
 )
@@ -291,12 +292,14 @@ def test_factors_of_experts_that_do_not_belong_together_are_told(tmp_path):
         loratools.open(tmp_path / "b.safetensors")
 
 
-def gguf_file(path, architecture, *, alpha=8.0, kind=None):
+def gguf_file(path, architecture, *, alpha=8.0, kind=None, invocation=()):
     """(transformers' path → delta) of a GGUF adapter, laid out as llama.cpp's converter of PEFT folders does it."""
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
     writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, alpha)
+    writer.add_string(gguf.Keys.Adapter.LORA_TASK_NAME, "translate")
+    writer.add_array(gguf.Keys.Adapter.ALORA_INVOCATION_TOKENS, invocation)
     arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
     names, truth = gguf.get_tensor_name_map(arch, 12), {}
     for block in (0, 11):
@@ -338,8 +341,7 @@ def test_gguf_adapters_are_read_under_transformers_names(architecture, tmp_path,
     assert_deltas(tmp_path / "a.gguf", truth)
     loratools.convert(tmp_path / "a.gguf", to="peft").save(tmp_path / "peft")
     assert_deltas(tmp_path / "peft", truth)
-    name = loratools.inspect(tmp_path / "a.gguf").document["architecture"]
-    loratools.convert(tmp_path / "peft", to="gguf", arch=name).save(tmp_path / "b.gguf")
+    loratools.convert(tmp_path / "peft", to="gguf").save(tmp_path / "b.gguf")  # whose model the metadata remember
     assert_same_gguf(tmp_path / "b.gguf", tmp_path / "a.gguf")
     with pytest.raises(NotRepresentable, match="--to gguf alone"):
         loratools.convert(tmp_path / "peft", to="original")
@@ -448,6 +450,14 @@ def test_an_alpha_of_zero_is_none_in_gguf(tmp_path):
 
 def test_quantised_factors_are_the_floats_they_mean(tmp_path):
     assert_deltas(tmp_path / "a.gguf", gguf_file(tmp_path / "a.gguf", "qwen2", kind=gguf.GGMLQuantizationType.Q8_0))
+
+
+def test_an_adapter_that_waits_for_an_invocation_is_refused(tmp_path):
+    gguf_file(tmp_path / "a.gguf", "qwen2", invocation=[3, 4])
+    with pytest.raises(UnreadableForm, match="invocation") as refusal:
+        loratools.convert(tmp_path / "a.gguf", to="peft")
+    assert (refusal.value.key, refusal.value.hint) == ("adapter.alora.invocation_tokens", "llama.cpp loads it")
+    assert loratools.inspect(tmp_path / "a.gguf").document["format"] == "gguf"
 
 
 def test_rows_that_llama_cpp_has_moved_are_told_and_not_converted(tmp_path):
