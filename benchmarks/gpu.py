@@ -2,8 +2,8 @@
 
 Real-size Stable Diffusion 1.5 and SDXL pipelines with random weights are made, validated in bfloat16 and float16 (20
 steps at their native resolution, all routes, negative controls), merged and extracted at rank 64 on the device; and so
-is a transformer of FLUX.1's size in bfloat16, 24 GB written shard by shard, validated in four steps at 512 pixels. It
-wants 75 GB of disk, and 50 GB of memory on the device and beside it.
+is a transformer of FLUX.1's size in bfloat16, 24 GB written shard by shard, validated in four steps at 512 pixels: at
+most two of it lie on the disk at once, and one is in memory, in float32 where that is the judge.
 Each task is a process of its own: one that fails or runs out of memory costs that task alone. OUT/results.json is
 written after every task; a task that stands there is not run again, so a run that its time limit cut short goes on
 when it is called again. Pictures in OUT are kept within 4 MiB. What is made of an architecture is removed once all of

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every check that wants a GPU, in one go, on a machine that need not reach a network: real-size Stable Diffusion 1.5
 # and SDXL pipelines with random weights, validated in bfloat16 and float16, merged and extracted on the device; and so a
-# transformer of FLUX.1's size in bfloat16 (--architectures flux1: 75 GB of disk), written shard by shard.
+# transformer of FLUX.1's size in bfloat16 (--architectures flux1: 50 GB of disk), written shard by shard.
 #
 #   benchmarks/gpu.sh --wheels            on a machine with a network: put the wheels it carries into benchmarks/wheels
 #   benchmarks/gpu.sh OUT [OPTIONS]       on any machine; options as of benchmarks/gpu.py (--size tiny --device cpu)

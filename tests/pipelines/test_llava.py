@@ -8,6 +8,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 import loratools as lt
 from loratools.architectures.registry import architecture
+from loratools.pipelines.live import module_of
 
 TARGETS = ["q_proj", "o_proj", "gate_proj", "down_proj"]
 LLAMA = architecture("hunyuan-video").by_name["text_encoder"]
@@ -58,15 +59,20 @@ def test_every_name_of_the_files_is_a_key_of_them(folder):
     assert all(torch.equal(value, again.state_dict()[key]) for key, value in model.state_dict().items())
 
 
+def trained(part, targets):
+    wrapped = get_peft_model(part, LoraConfig(r=2, lora_alpha=3, target_modules=targets))
+    for number, (name, parameter) in enumerate(wrapped.named_parameters()):
+        if "lora_" in name:
+            parameter.data = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)) / 4
+    return wrapped
+
+
 @pytest.mark.parametrize("spelling", ["class", "bare"])
 def test_an_adapter_is_merged_as_peft_merges_it(spelling, folder, tmp_path):
     model = LlavaForConditionalGeneration.from_pretrained(folder)
     part = model if spelling == "class" else model.model.language_model
     pattern = rf".*language_model\..*({'|'.join(TARGETS)})" if spelling == "class" else TARGETS
-    wrapped = get_peft_model(part, LoraConfig(r=2, lora_alpha=3, target_modules=pattern))
-    for number, (name, parameter) in enumerate(wrapped.named_parameters()):
-        if "lora_" in name:
-            parameter.data = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)) / 4
+    wrapped = trained(part, pattern)
     wrapped.save_pretrained(tmp_path / "lora")
     before = load_file(folder / "model.safetensors")
     lt.merge(folder / "model.safetensors", [tmp_path / "lora"], tmp_path / "merged.safetensors", arch="hunyuan-video")
@@ -88,3 +94,18 @@ def test_an_adapter_of_the_class_is_the_one_of_the_llama_in_it(tmp_path):
     for name in ("class", "saved"):
         found = lt.compare(tmp_path / f"{name}.safetensors", tmp_path / "inner.safetensors", arch="hunyuan-video")
         assert (found.worst, found.equal) == (0, True)
+
+
+def test_a_live_encoder_answers_as_peft_makes_it_and_gets_its_bits_back(folder, tmp_path):
+    tokens = torch.arange(5)[None]
+    model = LlavaForConditionalGeneration.from_pretrained(folder).eval()
+    before, plain = {key: value.clone() for key, value in model.state_dict().items()}, model(input_ids=tokens).logits
+    adapted = LlavaForConditionalGeneration.from_pretrained(folder).eval()
+    trained(adapted.model.language_model, TARGETS).save_pretrained(tmp_path / "lora")
+    done = lt.apply({"text_encoder": model}, tmp_path / "lora", arch="hunyuan-video", how="weights")
+    answer, wanted = model(input_ids=tokens).logits, adapted(input_ids=tokens).logits
+    assert (answer - wanted).norm() <= 1e-5 * wanted.norm()
+    assert (answer - plain).norm() > 1e-3 * plain.norm()
+    assert {module_of(model, row.path) for row in done.modules} < set(model.modules())
+    done.remove()
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
