@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-MARKS = re.compile(r"(<!-- (figures|loading) -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
+MARKS = re.compile(r"(<!-- (figures|hub|loading) -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
 
 
 def newest(what: str) -> dict[str, object]:
@@ -65,7 +65,83 @@ def _row(name: str, counts: Counter[str]) -> str:
     return f"| {name} | {' | '.join(str(counts[column]) for column in columns)} |"
 
 
-TABLES = {"figures": figures, "loading": loading}
+ADAPTERS = 100_000
+WINDOW_MINUTES = 5
+# The Hub's limits a window: without an account, with a free one, with PRO.
+RESOLVER, API = (3_000, 5_000, 12_000), (500, 1_000, 2_500)
+# What an adapter takes: of files, of the API. tests/hub/test_whole_hub.py counts them.
+ASKED = (
+    ("the list, by pages of 1,000", 0, 0.001),
+    ("headers of single files (`batch inspect`)", 1, 0),
+    ("headers of PEFT folders", 2, 1),
+    ("whole single files (`batch convert`, any number of formats)", 1, 0),
+    ("whole PEFT folders, for each format", 3, 1),
+)
+
+
+def hub() -> str:
+    """What the Hub's limits allow at most, and what the work on local files took, for as many adapters."""
+    lines = [
+        "| asked of the Hub | for a file | of its API | no account | free | PRO |",
+        "|---|---|---|---|---|---|",
+        f"| limit in five minutes | {' / '.join(map(str, RESOLVER))} | {' / '.join(map(str, API))} | | | |",
+    ]
+    for what, files, calls in ASKED:
+        windows = (max(files / most, calls / least) * ADAPTERS for most, least in zip(RESOLVER, API, strict=True))
+        floors = (_duration(60 * WINDOW_MINUTES * count) for count in windows)
+        lines.append(f"| {what} | {files:g} | {calls:g} | {' | '.join(floors)} |")
+    results = ROOT / "benchmarks" / "results"
+    headers, kills = (
+        json.loads((results / f"many-{name}.json").read_text(encoding="utf-8"))[name] for name in ("headers", "kills")
+    )
+    rename: Any = newest("rename")["tables"]
+    title = next(name for name in rename if "228 MB" in name)
+    each = rename[title]["loratools convert"]["cpu_median"]
+    pace, small = headers["files_per_second"], kills["files"] / kills["seconds_undisturbed"]
+    work = (
+        (
+            f"headers inspected, {headers['files']:,} files",
+            f"{pace:,.0f} a second, the driver in {headers['driver_peak_mb']:.0f} MB",
+            _duration(ADAPTERS / pace),
+        ),
+        (
+            f"adapters of 10 kB converted, written and proven, {kills['files']:,} files",
+            f"{small:,.0f} a second",
+            _duration(ADAPTERS / small),
+        ),
+        (
+            "SDXL adapters of 228 MB converted, hashed and proven",
+            f"{each:.2f} CPU s each",
+            f"{ADAPTERS * each / 3600:,.0f} core-hours; 23 TB read, as much written",
+        ),
+    )
+    lines += ["", "| work on local files, two cores | measured | 100,000 take |", "|---|---|---|"]
+    lines += [f"| {' | '.join(row)} |" for row in work]
+    lines += [
+        "",
+        "| SIGKILL at random, while converting | files | drivers | workers | undisturbed | disturbed | the answers |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, title in (("kills", "processes"), ("kills-ray", "Ray, two actors")):
+        held = json.loads((results / f"many-{name}.json").read_text(encoding="utf-8"))["kills"]
+        same = "the same, nothing left behind" if _is_whole(held) else "not the same"
+        lines.append(
+            f"| {title} | {held['files']:,} | {held['driver_kills']} | {held['worker_kills']} | "
+            f"{held['seconds_undisturbed']:.0f} s | {held['seconds_disturbed']:.0f} s | {same} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _is_whole(found: dict[str, Any]) -> bool:
+    return bool(found["same_answers_and_outputs"]) and not found["left_behind"]
+
+
+def _duration(seconds: float) -> str:
+    minutes = max(1, round(seconds / 60))
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+TABLES = {"figures": figures, "hub": hub, "loading": loading}
 
 
 def main() -> None:

@@ -197,7 +197,7 @@ def test_the_test_command_can_be_split_where_ci_splits_it():
     assert tests.startswith(".venv/bin/pytest")
 
 
-@pytest.mark.parametrize("table", ["figures", "loading"])
+@pytest.mark.parametrize("table", ["figures", "hub", "loading"])
 def test_figures_are_those_of_the_newest_results(table):
     done = subprocess.run(
         [sys.executable, "-c", f"import readme; print(readme.{table}(), end='')"],

@@ -90,6 +90,7 @@ def test_folders_are_copied_whole(shelf, tmp_path):
         shutil.rmtree(alone)
 
 
+@pytest.mark.long
 def test_merges_are_linked_where_the_names_are_equal(shelf, tmp_path):
     stems = (f"down_blocks.0.attentions.0.transformer_blocks.0.attn1.{name}.weight" for name in ("to_q", "to_k"))
     base = save({stem: torch.ones(320, 320) for stem in stems}, tmp_path / "base.safetensors")
@@ -164,6 +165,8 @@ def test_what_is_in_doubt_is_left_to_the_command(pair, tmp_path):
     ):
         assert copies.copied(doubtful) is None
         Path(item.output).unlink(missing_ok=True)
+    merge = ("merge", "base.safetensors", item.source, "-o", item.output)
+    assert copies.copied(item._replace(words=merge, twin=twin._replace(names=(("a",), ("b",))))) is None
     Path(item.output).write_text("mine")
     assert copies.copied(item) is None
     assert Path(item.output).read_text() == "mine"
