@@ -9,6 +9,12 @@ from loratools.formats.format import BUNDLE, Format, Options
 from loratools.formats.suffixes import WRITTEN
 from loratools.model import Spelling
 
+KEYS = ("img_in.lora_A.weight", "single_blocks.0.norm.key_norm.scale")
+"""The keys by which ComfyUI knows a control adapter of Flux."""
+
+MODEL, INPUT = "flux1", "x_embedder"
+"""The model of such adapters, and its layer that they widen."""
+
 
 def _spell(architecture: Architecture | None, component: Component | None, _: Options) -> Spelling | None:
     """The names of the modules as ComfyUI builds them; None for models that it has not."""

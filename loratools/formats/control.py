@@ -13,18 +13,13 @@ from loratools.adapters.adapter import Adapter, AdapterSet
 from loratools.adapters.bias import SCALED, STORED, with_bias_as
 from loratools.adapters.lora import LORA
 from loratools.architectures.architecture import Architecture, Component, shapes
-from loratools.formats.comfy import COMFY
+from loratools.formats.comfy import COMFY, INPUT, MODEL
 from loratools.formats.format import Format, Options
 from loratools.formats.spell import Writer, suffix_of
 from loratools.formats.suffixes import WRITTEN
 from loratools.model import Spelling
 from loratools.tensors.lazy import LazyTensor
 
-KEYS = ("img_in.lora_A.weight", "single_blocks.0.norm.key_norm.scale")
-"""The keys by which ComfyUI knows such a file."""
-
-MODEL = "flux1"
-INPUT = "x_embedder"
 _COMPONENT = "transformer"
 # The layers of those keys, and what must stand there.
 _LAYERS = {(INPUT, "down"), ("single_transformer_blocks.0.attn.norm_k", "replacement")}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
 from loratools.adapters.adapter import Adapter
 from loratools.architectures.architecture import Architecture, Component
@@ -12,10 +13,12 @@ from loratools.errors import NotRepresentable
 from loratools.formats.alpha_tensor import is_plain, plain
 from loratools.formats.format import Format, Options
 from loratools.formats.gguf_names import GgufNaming
-from loratools.formats.spell import Writer
 from loratools.formats.suffixes import WRITTEN
 from loratools.model import Spelling
 from loratools.tensors.gguf_check import ALPHA, ARCHITECTURE
+
+if TYPE_CHECKING:
+    from loratools.formats.spell import Writer
 
 # What says how the tensors of a file are stored: PEFT's word, and numbers about quantised ones.
 _OF_ANOTHER_FILE = ("format", "general.file_type", "general.quantization_version")

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from loratools.architectures.architecture import Architecture, Component
 from loratools.architectures.registry import architecture
-from loratools.formats.control import INPUT, KEYS, MODEL
+from loratools.formats.comfy import INPUT, KEYS, MODEL
 from loratools.formats.loading import LOADS, Layer, Subject, Verdict, fails, unknown
 from loratools.formats.loads_rows import Row, by_rows
 from loratools.formats.suffixes import OLD_SET_WEIGHT

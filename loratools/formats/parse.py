@@ -37,7 +37,7 @@ from loratools.formats.passing import passing_of
 from loratools.formats.peft_variants import moved_bases, refuse_variants
 from loratools.formats.processors import NEVER_RUN, never_run
 from loratools.formats.refused import refuse_control, refuse_known, refuse_tuner
-from loratools.formats.switches import unswitched
+from loratools.formats.unswitched import unswitched
 from loratools.model import Alpha, Target
 from loratools.tensors.lazy import LazyTensor
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from loratools.errors import NotRepresentable, UsageError, nearest
-from loratools.formats.limits import refusal
 from loratools.formats.loading import Loading, Subject, Verdict, loading, subject_of
 from loratools.formats.loads_comfyui import by_comfyui, not_in_comfyui
 from loratools.formats.loads_diffusers import LOADED, by_diffusers, not_in_diffusers
@@ -130,6 +129,8 @@ def choose(
 
 def _holds(to: str, subject: Subject) -> bool:
     """Whether a format has a place for norms and weights that are put in the model's place, if there are any."""
+    from loratools.formats.limits import refusal  # what writes is no part of asking who loads what
+
     return all(
         refusal(layer.adapter, format_of(to)) is None
         for layer in subject.layers
