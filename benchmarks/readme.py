@@ -73,7 +73,7 @@ RESOLVER, API = (3_000, 5_000, 12_000), (500, 1_000, 2_500)
 ASKED = (
     ("the list, by pages of 1,000", 0, 0.001),
     ("headers of single files (`batch inspect`)", 1, 0),
-    ("headers of PEFT folders", 2, 1),
+    ("headers of PEFT folders", 2, 0),
     ("whole single files (`batch convert`, any number of formats)", 1, 0),
     ("whole PEFT folders, for each format", 3, 1),
 )

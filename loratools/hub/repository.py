@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from loratools.errors import Unavailable, UsageError
 from loratools.formats.configs import parse_json
-from loratools.formats.opening import Opened, Part
+from loratools.formats.opening import CONFIG, WEIGHTS, Opened, Part
 from loratools.hub.cards import CARD
 from loratools.hub.contents import Contents, Piece, contents
 from loratools.hub.failures import is_offline, told
@@ -89,7 +89,17 @@ def look(reference: HubReference) -> Look:
     What the cache holds at a named commit is not asked for again; where HF_HUB_OFFLINE is set nothing is asked for.
     Raises Unavailable, MalformedFile, and UsageError for a file that is no safetensors file.
     """
-    pinned, found = _to_look_at(reference)
+    if reference.is_pinned and reference.file is None and not is_offline():
+        # As a catalogue names a PEFT folder. The Hub answers for a list of files a fifth as often as for a file.
+        try:
+            return _looked_at(reference, reference, contents((CONFIG, WEIGHTS[0]), reference))
+        except Unavailable as error:
+            if error.evidence.get("reason") != "file-not-found":
+                raise
+    return _looked_at(reference, *_to_look_at(reference))
+
+
+def _looked_at(reference: HubReference, pinned: HubReference, found: Contents) -> Look:
     parts: list[Part] = []
     files: list[RemoteFile] = []
     for piece in found.pieces:

@@ -279,3 +279,17 @@ def test_a_process_of_its_own_finds_the_hub_by_hf_endpoint_and_is_quiet_in_a_pip
     assert (tmp_path / "style.safetensors").read_bytes() == sd1.read_bytes()
     assert done.stderr == ""
     assert {item.route for item in hub.requests} == {"resolve", "store"}
+
+
+def test_a_pinned_folder_is_looked_at_without_a_list_of_its_files(hub, peft_folder, sd1):
+    files = {path.name: path.read_bytes() for path in peft_folder.iterdir()}
+    commit = hub.put("owner/peft", files)
+    found = lt.inspect(f"hf://owner/peft@{commit}").to_dict()
+    assert found["format"] == "peft"
+    assert found["hub"]["commit"] == commit
+    assert {item.route for item in hub.requests} == {"resolve", "store"}
+    # What has other names than PEFT's is found in the list.
+    single = hub.put("owner/style", {"style.safetensors": sd1.read_bytes()})
+    assert lt.inspect(f"hf://owner/style@{single}").to_dict()["format"] == "kohya"
+    nested = hub.put("owner/set", {f"unet/{name}": data for name, data in files.items()})
+    assert lt.inspect(f"hf://owner/set@{nested}").to_dict()["components"].keys() == {"unet"}
