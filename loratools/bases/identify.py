@@ -104,7 +104,7 @@ def _controlnet(sizes: Shapes) -> Identity | None:
     """A copy of the denoiser's first half with zero convolutions behind it."""
     if control_lora.MARK in sizes:
         sizes = control_lora.weights_of(sizes)
-        found = _fitting(matches(sizes, prefix=""))
+        found = _first_named(_fitting(matches(sizes, prefix="")))
         ids = tuple(match.architecture.id for match in found)
         return Identity("controlnet", ids, found[0].parts if found else {}, format=control_lora.FORMAT)
     if all(key.startswith(CONTROL_PREFIX) for key in sizes):
@@ -113,7 +113,7 @@ def _controlnet(sizes: Shapes) -> Identity | None:
         prefix = ""
     else:
         return None
-    found = _fitting(matches(sizes, prefix=prefix))
+    found = _first_named(_fitting(matches(sizes, prefix=prefix)))
     return Identity("controlnet", tuple(match.architecture.id for match in found), found[0].parts if found else {})
 
 
@@ -134,6 +134,11 @@ def _fitting(found: list[Match]) -> list[Match]:
     fewest = min((len(match.misfits) for match in found), default=0)
     if fewest <= MISFITTING * most:
         found = [match for match in found if len(match.misfits) == fewest]
+    return found
+
+
+def _first_named(found: list[Match]) -> list[Match]:
+    """The matches of architectures that none of the others has its names and sizes from."""
     return without_heirs([match.architecture for match in found], found)
 
 
@@ -148,6 +153,7 @@ def _base(sizes: Shapes) -> Identity | None:
         found = [match for match in found if match.placed == len(own) and match.is_whole]
         if not found:
             return None
+    found = _first_named(found)
     parts = found[0].parts
     placed = {key for part in parts.values() for key in part.keys}
     denoisers = any(match.architecture.denoiser.name in match.parts for match in found)
