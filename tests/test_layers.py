@@ -32,7 +32,7 @@ ALLOWED = {
     "numpy": {"pipelines", "reports"},
     "safetensors": {"operations", "pipelines"},
     "diffusers": {"pipelines"},
-    "gguf": {"formats", "tensors"},
+    "gguf": {"tensors"},
     "peft": {"pipelines"},
     "transformers": {"pipelines"},
     "huggingface_hub": {"hub"},

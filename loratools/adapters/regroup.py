@@ -59,8 +59,9 @@ def regroup(
     """
     cover = covered(adapters)
     wanted: dict[tuple[str, tuple[str, ...]], Target] = {}
-    for component, path in cover:
-        target = group_of(component, path)
+    for (component, path), item in cover.items():
+        with named(item):
+            target = group_of(component, path)
         wanted.setdefault((target.component, target.paths), target)
     slicer = Slicer(recorded or {})
     done: list[Adapter] = []

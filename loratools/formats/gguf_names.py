@@ -12,7 +12,7 @@ from loratools.architectures.llm import PREFIX, architecture_id, model_types
 from loratools.architectures.llm_namings import LanguageNaming
 from loratools.architectures.naming import Placement
 from loratools.errors import ArchitectureMismatch, NotRepresentable
-from loratools.tensors.gguf_check import ARCHITECTURE
+from loratools.tensors.gguf_check import ARCHITECTURE, gguf_package
 
 FORMAT = "gguf"
 
@@ -55,11 +55,9 @@ def path_in(architecture: str) -> Callable[[str], str]:
 @cache
 def _names(architecture: str) -> dict[str, str]:
     """native name → transformers' name, of what is outside the blocks and of the first block."""
-    import gguf
-
-    wanted = RENAMED[architecture]
-    arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
-    mapping = gguf.get_tensor_name_map(arch, 1).mapping
+    package, wanted = gguf_package(), RENAMED[architecture]
+    arch = next(key for key, name in package.MODEL_ARCH_NAMES.items() if name == architecture)
+    mapping = package.get_tensor_name_map(arch, 1).mapping
     return {
         native: theirs
         for theirs, (_, native) in mapping.items()

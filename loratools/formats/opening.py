@@ -9,7 +9,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from loratools.errors import MalformedFile, PathNotFound, UnsafeFile, UsageError
 from loratools.formats.configs import Config, number, parse_json
-from loratools.tensors.gguf_check import ALPHA
+from loratools.tensors.gguf_check import ALPHA, MAGIC
 from loratools.tensors.safetensors_file import open_safetensors
 from loratools.tensors.source import LocalFile, MemoryTensors, TensorSource
 
@@ -87,7 +87,7 @@ def _open_part(path: Path, component: str | None = None, *, unsafe_pickle: bool,
 
 def _is_gguf(path: Path) -> bool:
     with LocalFile(path) as file:
-        return file.read(0, min(4, file.size)) == b"GGUF"
+        return file.read(0, min(4, file.size)) == MAGIC
 
 
 def _open_gguf(path: Path, component: str | None) -> Part:

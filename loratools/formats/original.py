@@ -219,11 +219,15 @@ def restore(
 ) -> Rendered:
     """The set in its original spelling: the dialect, then the exceptions, then the configurations word for word.
 
-    Raises NotRepresentable for a GGUF file, whose container is not written.
+    Raises NotRepresentable for what was a GGUF file: --to gguf writes those.
     """
     if record.format == "gguf":
+        origin = next((item.origin for item in adapters.adapters if item.origin), None)
         raise NotRepresentable(
-            "a GGUF file is written by --to gguf alone", hint="--to gguf, which names the model anew"
+            "a GGUF file is written by --to gguf alone",
+            path=origin.file if origin else None,
+            key=ORIGINAL_KEY,
+            hint="--to gguf, which names the model anew",
         )
     by_component = writers_of(record, architecture)
 

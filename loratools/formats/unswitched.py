@@ -5,8 +5,6 @@ mlx-lm first had them in a matrix lora_a [experts · r, in], the experts' rows o
 
 from __future__ import annotations
 
-from math import prod
-
 from loratools.architectures.llm_namings import Switch, expert_of_switch
 from loratools.errors import IncompleteAdapter
 from loratools.formats.collect import Found, Group
@@ -41,12 +39,13 @@ def _experts(group: Group) -> list[dict[str, Found]] | None:
         return None
     count, rows, rank = up.tensor.shape
     shape = down.tensor.shape
-    if len(group.found) > 2 or not 1 < len(shape) < 4 or not count or prod(shape[:-1]) != count * rank:
+    if len(group.found) > 2 or shape[:-1] not in ((count, rank), (count * rank,)) or not up.tensor.numel:
         raise IncompleteAdapter(
             f"experts' factors of {list(shape)} and {list(up.tensor.shape)} do not belong together",
             path=group.file,
             key=down.key,
             found=sorted(group.found),
+            hint="mlx-lm has lora_a [experts, rank, in] and lora_b [experts, out, rank]",
         )
     downs = down.tensor.reshape(count * rank, shape[-1])
     ups = up.tensor.reshape(count * rows, rank)

@@ -1,12 +1,16 @@
-"""The counts and lengths in a GGUF file's header, held against its size before anybody loops over them."""
+"""A GGUF file's header: its words, and its counts and lengths, held against its size before anybody loops over them."""
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from typing import Any
 
-from loratools.errors import MalformedFile
+from loratools.errors import MalformedFile, UnsupportedFile
 from loratools.tensors.source import LocalFile
+
+MAGIC = b"GGUF"
+"""How every such file begins."""
 
 ARCHITECTURE, ALPHA = "general.architecture", "adapter.lora.alpha"
 """The keys of llama.cpp's name of the model, and of the alpha of all layers (0 for none)."""
@@ -14,11 +18,24 @@ ARCHITECTURE, ALPHA = "general.architecture", "adapter.lora.alpha"
 INVOCATION = "adapter.alora.invocation_tokens"
 """The key of the tokens after which alone such an adapter changes anything (aLoRA)."""
 
+DTYPES = ("BF16", "F16", "F32")
+"""What llama.cpp multiplies by, of the dtypes that are copied as they are."""
+
 _STRING, _ARRAY = 8, 9
 # value type → bytes; strings and arrays have their own lengths
 _WIDTHS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 _DIMENSIONS = 8
 _LIMIT = 100_000_000  # of the header; a vocabulary takes a few million bytes
+
+
+def gguf_package(*, path: object = None) -> Any:
+    """The package that reads and writes headers; raises UnsupportedFile where it is not there."""
+    try:
+        import gguf
+    except ImportError as error:
+        hint = "pip install 'loratools[gguf]'"
+        raise UnsupportedFile("GGUF files need the package gguf", path=path, hint=hint) from error
+    return gguf
 
 
 class _Walk:

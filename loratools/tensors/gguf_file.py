@@ -7,12 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from loratools.errors import MalformedFile, UnsupportedFile
-from loratools.tensors.gguf_check import INVOCATION, check_gguf
+from loratools.tensors.gguf_check import INVOCATION, MAGIC, check_gguf, gguf_package
 from loratools.tensors.lazy import LazyTensor
 from loratools.tensors.segments import Bytes
 from loratools.tensors.source import LocalFile
 
-MAGIC = b"GGUF"
 _FLOATS = {
     "BF16": "BF16",
     "F16": "F16",
@@ -25,12 +24,11 @@ _FLOATS = {
 }
 # What the reader raises where a count, a length or a name in the file is not what it should be.
 _DAMAGE = (AttributeError, IndexError, KeyError, MemoryError, OverflowError, TypeError, UnicodeDecodeError, ValueError)
-_OURS = "loratools."  # records of conversions, which may be long
-_LONG = 1 << 16  # a tokenizer's vocabulary is no metadata of an adapter
+_TOKENIZER, _LONG = "tokenizer.", 1 << 16  # a vocabulary is no metadata of an adapter
 
 
 class GgufFile:
-    """A TensorSource over one local GGUF file; scalars and short strings of its header are the metadata."""
+    """A TensorSource over one local GGUF file; scalars and strings of its header are the metadata."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Reads the header; raises MalformedFile, and UnsupportedFile where the `gguf` package is not there."""
@@ -88,24 +86,20 @@ class GgufFile:
 
 def _reader(path: str) -> Any:
     """The package's reader; it maps the file, and is let go of once the header is read."""
+    package = gguf_package(path=path)
     try:
-        from gguf import GGUFReader
-    except ImportError as error:
-        hint = "pip install 'loratools[gguf]'"
-        raise UnsupportedFile("reading GGUF files needs the package gguf", path=path, hint=hint) from error
-    try:
-        return GGUFReader(path)
+        return package.GGUFReader(path)
     except _DAMAGE as error:
         raise MalformedFile(f"the header of the GGUF file is damaged: {error}", path=path) from error
 
 
 def _metadata(fields: Mapping[str, Any]) -> dict[str, str]:
-    """Scalars and short strings of the header, and the one array that says what an adapter is, as text."""
+    """Scalars and strings of the header but a vocabulary, and the one array that says what an adapter is, as text."""
     found = {}
     for key, field in fields.items():
         if key.startswith("GGUF.") or (len(field.types) != 1 and key != INVOCATION):
             continue
         value = field.contents()
-        if not isinstance(value, str) or len(value) < _LONG or key.startswith(_OURS):
+        if not (key.startswith(_TOKENIZER) and len(str(value)) >= _LONG):
             found[key] = str(value)
     return found

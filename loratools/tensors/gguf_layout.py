@@ -6,17 +6,13 @@ from collections.abc import Mapping
 from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
-from loratools.errors import InternalError, NotRepresentable, UnsupportedFile, UsageError
-from loratools.tensors.gguf_check import ALPHA, ARCHITECTURE
+from loratools.errors import InternalError, UsageError
+from loratools.tensors.gguf_check import ALPHA, ARCHITECTURE, DTYPES, gguf_package
 from loratools.tensors.header import Entry
 from loratools.tensors.layout import PLACEHOLDER, LateMetadata, Layout
 from loratools.tensors.lazy import LazyTensor
 from loratools.tensors.segments import Zeros
-
-DTYPES = ("BF16", "F16", "F32")
-"""What llama.cpp multiplies by, of the dtypes that are copied as they are."""
 
 _FLOATS = (ALPHA,)  # every other value is text
 
@@ -35,23 +31,18 @@ class GgufLayout(Layout):
         *,
         keep_order: bool = True,
     ) -> GgufLayout:
-        """Lays `tensors` out; raises NotRepresentable for a dtype that llama.cpp has no use for, UsageError for
-        metadata that are no text, UnsupportedFile without the `gguf` package.
+        """Lays `tensors` out; raises UsageError for metadata that are no text, UnsupportedFile without the `gguf`
+        package.
         """
         del keep_order  # there is no other order
-        from_package = _package()
+        align = gguf_package().GGUF_DEFAULT_ALIGNMENT
         for key, tensor in tensors.items():
             if tensor.dtype not in DTYPES:
-                raise NotRepresentable(
-                    f"llama.cpp multiplies by {', '.join(DTYPES)}, and this is {tensor.dtype}",
-                    key=key,
-                    hint="--dtype float32, or float16",
-                )
+                raise InternalError(f"{tensor.dtype} in a GGUF file", key=key)
         whole = {**metadata, **(late(PLACEHOLDER) if late else {})}
         for name, text in whole.items():
             if not isinstance(text, str):
                 raise UsageError(f"metadata must be text, {name!r} is {type(text).__name__}", key=name)
-        align = from_package.GGUF_DEFAULT_ALIGNMENT
         starts, entries = [0], {}
         for key, tensor in tensors.items():
             entries[key] = Entry(tensor.dtype, tensor.shape, starts[-1], starts[-1] + tensor.nbytes)
@@ -75,7 +66,8 @@ class GgufLayout(Layout):
             key: (entry.dtype, entry.shape) for key, entry in self.entries.items()
         }:
             raise InternalError("the written header is not the planned one", path=path)
-        if any(file.metadata.get(key) != text for key, text in metadata.items() if text and key not in _FLOATS):
+        planned = {key: str(float(text)) if key in _FLOATS else text for key, text in metadata.items()}
+        if any(file.metadata.get(key) != text for key, text in planned.items()):
             raise InternalError("the written metadata are not the planned ones", path=path)
 
 
@@ -87,13 +79,13 @@ def _padded(tensor: LazyTensor, length: int) -> LazyTensor:
 
 def _header(entries: Mapping[str, Entry], metadata: Mapping[str, str]) -> bytes:
     """What stands before the tensors, padding included, as the package writes it."""
-    package = _package()
+    package = gguf_package()
     writer = package.GGUFWriter(None, metadata[ARCHITECTURE])
     for key, text in metadata.items():
         if key in _FLOATS:
             writer.add_float32(key, float(text))
         elif key != ARCHITECTURE:
-            writer.add_string(key, text)
+            writer.add_key_value(key, text, package.GGUFValueType.STRING)  # `add_string` leaves an empty one out
     for key, entry in entries.items():
         kind = package.GGMLQuantizationType[entry.dtype]
         writer.add_tensor_info(key, entry.shape, entry.dtype, entry.stop - entry.start, raw_dtype=kind)
@@ -104,13 +96,3 @@ def _header(entries: Mapping[str, Entry], metadata: Mapping[str, str]) -> bytes:
     writer.write_ti_data_to_file()
     writer.write_padding(made, made.tell())
     return made.getvalue()
-
-
-def _package() -> Any:
-    """The `gguf` package; raises UnsupportedFile where it is not there."""
-    try:
-        import gguf
-    except ImportError as error:
-        hint = "pip install 'loratools[gguf]'"
-        raise UnsupportedFile("writing GGUF files needs the package gguf", hint=hint) from error
-    return gguf

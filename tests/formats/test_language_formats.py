@@ -2,11 +2,13 @@
 
 import json
 import sys
+from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import loratools
@@ -14,6 +16,7 @@ from loratools.adapters.kind import delta_of
 from loratools.errors import (
     ArchitectureMismatch,
     IncompleteAdapter,
+    InternalError,
     LoratoolsError,
     MalformedFile,
     NotRepresentable,
@@ -22,6 +25,7 @@ from loratools.errors import (
     UnsupportedFile,
     UsageError,
 )
+from loratools.formats import gguf_names
 from tests.formats.making import assert_same_tensors, read
 
 LAYERS = {"self_attn.q_proj": (32, 32), "self_attn.k_proj": (16, 32), "mlp.down_proj": (32, 64)}
@@ -286,6 +290,12 @@ def test_factors_of_experts_that_do_not_belong_together_are_told(tmp_path):
     save_file({f"{stem}.lora_a": matrices(4, 3, 8), f"{stem}.lora_b": matrices(4, 16, 2)}, tmp_path / "a.safetensors")
     with pytest.raises(IncompleteAdapter, match="belong together"):
         loratools.open(tmp_path / "a.safetensors")
+    # Of one number of elements, but of experts that are others'; and a million experts of nothing.
+    for a, b in ((matrices(6, 2, 8), matrices(3, 16, 4)), (matrices(0, 8), matrices(1_000_000, 16, 0))):
+        save_file({f"{stem}.lora_a": a, f"{stem}.lora_b": b}, tmp_path / "a.safetensors")
+        with pytest.raises(IncompleteAdapter, match="belong together") as refused:
+            loratools.open(tmp_path / "a.safetensors")
+        assert (refused.value.key, refused.value.path) == (f"{stem}.lora_a", str(tmp_path / "a.safetensors"))
     stem = "model.layers.0.feed_forward.gate_proj"
     save_file({f"{stem}.lora_a": matrices(4, 2, 8), f"{stem}.lora_b": matrices(4, 16, 2)}, tmp_path / "b.safetensors")
     with pytest.raises(IncompleteAdapter, match="stacked experts"):
@@ -416,6 +426,41 @@ def test_a_gguf_file_appears_whole_and_names_itself(tmp_path, monkeypatch):
     assert pending.save(tmp_path / "a.gguf", if_needed=True).skipped
 
 
+def test_metadata_go_to_gguf_and_back_whole(tmp_path):
+    peft_folder(tmp_path / "peft")
+    weights = tmp_path / "peft" / "adapter_model.safetensors"
+    kept = {"empty": "", "long": "x" * 100_000, "general.name": "né"}
+    save_file(load_file(weights), weights, {"format": "pt", "general.alignment": "64", **kept})
+    loratools.convert(tmp_path / "peft", to="gguf", arch="llm-qwen2").save(tmp_path / "a.gguf")
+    header, _ = stated(tmp_path / "a.gguf")
+    assert {key: header.get(key) for key in kept} == kept
+    assert "general.alignment" not in header  # a number there, of how another file's tensors stand
+    loratools.convert(tmp_path / "a.gguf", to="peft").save(tmp_path / "again")
+    with safe_open(tmp_path / "again" / "adapter_model.safetensors", "numpy") as file:
+        assert {key: file.metadata().get(key) for key in kept} == kept
+
+
+@pytest.mark.parametrize(("key", "other"), [("adapter.lora.alpha", "8"), ("note", "other"), ("note", "")])
+def test_a_gguf_header_that_says_something_else_is_not_left(key, other, tmp_path, monkeypatch):
+    from loratools.tensors import gguf_layout, writer
+    from loratools.tensors.lazy import LazyTensor
+
+    whole = gguf_layout._header
+    monkeypatch.setattr(gguf_layout, "_header", lambda entries, metadata: whole(entries, metadata | {key: other}))
+    metadata = {"general.architecture": "qwen2", "adapter.lora.alpha": "16", "note": "mine"}
+    tensors = {"blk.0.attn_q.weight.lora_a": LazyTensor.zeros("F16", (4, 3))}
+
+    def written():
+        return writer.write(tmp_path / "a.gguf", tensors, metadata, inputs=(), container="gguf")
+
+    with pytest.raises(InternalError, match="metadata"):
+        written()
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.undo()
+    written()
+    assert stated(tmp_path / "a.gguf")[0] == metadata | {"adapter.lora.alpha": 16.0}
+
+
 def test_what_gguf_cannot_hold_is_refused_with_the_reason(tmp_path):
     peft_folder(tmp_path / "peft", lora_alpha=16, alpha_pattern={"q_proj": 8})
 
@@ -437,11 +482,22 @@ def test_what_gguf_cannot_hold_is_refused_with_the_reason(tmp_path):
         },
     )
     peft_folder(tmp_path / "double", dtype=np.float64)
-    with pytest.raises(NotRepresentable, match="F64"):
-        to_gguf("double").save(tmp_path / "double.gguf")
+    with pytest.raises(NotRepresentable, match="F64") as refused:
+        to_gguf("double")
+    assert Path(refused.value.path).is_relative_to(tmp_path / "double")
+    assert refused.value.key.endswith("mlp.down_proj")
+    to_gguf("double", dtype="F32").save(tmp_path / "single.gguf")
+    # An alpha of 0 says there is none, and a scale of 1; and a float of 32 bits has an end.
+    for name, alpha, why in (("none", 0, "for none"), ("huge", 1e39, "32 bits"), ("third", 0.1, "32 bits")):
+        peft_folder(tmp_path / name, lora_alpha=alpha)
+        with pytest.raises(NotRepresentable, match=why):
+            to_gguf(name)
+    to_gguf("none", alpha="fold").save(tmp_path / "none.gguf")
+    assert_deltas(tmp_path / "none.gguf", {f"model.layers.3.{leaf}": np.zeros(size) for leaf, size in LAYERS.items()})
     peft_folder(tmp_path / "phi", {"self_attn.q_proj": (32, 32)})
-    with pytest.raises(NotRepresentable, match="no name in the naming gguf phi3"):
+    with pytest.raises(NotRepresentable, match="no name in the naming gguf phi3") as refused:
         to_gguf("phi", arch="llm-phi3")
+    assert refused.value.key.endswith("layers.3.self_attn.q_proj")
 
 
 def test_an_alpha_of_zero_is_none_in_gguf(tmp_path):
@@ -503,4 +559,10 @@ def test_gguf_needs_its_package(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(UnsupportedFile, match="gguf") as refusal:
         loratools.open(tmp_path / "a.gguf")
+    assert "loratools[gguf]" in refusal.value.hint
+    peft_folder(tmp_path / "peft")
+    gguf_names._names.cache_clear()
+    gguf_names._natives.cache_clear()
+    with pytest.raises(UnsupportedFile, match="gguf") as refusal:
+        loratools.convert(tmp_path / "peft", to="gguf", arch="llm-qwen2")
     assert "loratools[gguf]" in refusal.value.hint
