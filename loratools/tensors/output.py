@@ -137,7 +137,7 @@ def abandoned(folder: Path, names: Collection[str]) -> list[Path]:
 def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):  # nobody has a number that large
         return False
     except PermissionError:
         pass  # it is another's

@@ -27,6 +27,7 @@ def test_only_what_dead_processes_left_of_these_outputs_goes(tmp_path, monkeypat
     folder, other = tmp_path / "peft", tmp_path / "b.safetensors"
     dead = gone()
     going = [left_by(target, dead, monkeypatch) for target in (ours, long, folder)]
+    (tmp_path / f".a.b-1.safetensors.{10**30}-1{TEMPORARY_SUFFIX}").write_bytes(b"no process has such a number")
     staying = [left_by(ours, os.getppid(), monkeypatch), left_by(other, dead, monkeypatch)]
     staying += [tmp_path / f".a.b-1.safetensors.x-1{TEMPORARY_SUFFIX}", ours, other]
     for path in (*going[:2], *staying):
