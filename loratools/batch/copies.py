@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from loratools.batch.answer import Answer, sha256_of_output, standing
-from loratools.batch.identity import unchanged
+from loratools.batch.identity import inputs, unchanged
 from loratools.batch.items import Item, Twin
 from loratools.batch.verbs import batch_verb
 from loratools.errors import LoratoolsError
@@ -19,7 +19,7 @@ from loratools.tensors.output import NO_LINKS, guard_output, sync_folder, tempor
 from loratools.tensors.safetensors_file import open_safetensors
 from loratools.tensors.writer import write
 
-_WEIGHTS = ".safetensors"
+_WEIGHTS, _GGUF = ".safetensors", ".gguf"
 
 
 def copied(item: Item) -> Answer | None:
@@ -32,27 +32,43 @@ def copied(item: Item) -> Answer | None:
     if twin is None or item.output is None or not unchanged(twin.files):
         return None
     first, place = Path(twin.output), Path(item.output)
-    if standing(first) != (twin.size, twin.time):
-        return None
     names = None if twin.names[0] == twin.names[1] else twin.names
-    if names is not None and batch_verb(item.words[0]).many:
+    if standing(first) != (twin.size, twin.time) or (names is not None and batch_verb(item.words[0]).many):
+        return None
+    paths = _paths(item, twin)
+    if paths is None:
         return None
     try:
+        if names is not None and sha256_of_output(first) != twin.sha256:
+            return None
         if not (_is_free(place, first, item) and _placed(first, place, names)):
+            return None
+        size, changed = standing(place)
+        sha256 = sha256_of_output(place)
+        if names is None and sha256 != twin.sha256:
+            shutil.rmtree(place) if place.is_dir() else place.unlink()
             return None
     except (LoratoolsError, OSError):
         return None  # what is wrong with this disk, the command will say in its own words
-    size, changed = standing(place)
-    sha256 = sha256_of_output(place)
-    if names is None and sha256 != twin.sha256:
-        return None
-    return Answer(0, _renamed(json.loads(twin.document), item, twin), 0.0, size, changed, sha256, copied=True)
+    document = json.loads(twin.document)
+    if document.get("size") == twin.size:
+        document["size"] = size  # a record with other names is longer, or shorter
+    return Answer(0, _renamed(document, paths), 0.0, size, changed, sha256, copied=True)
+
+
+def _paths(item: Item, twin: Twin) -> dict[str, str] | None:
+    """This item's path for every path of its twin; None where one of those would be two."""
+    ours, theirs = (inputs(item.words), str(item.output)), (inputs(twin.words), twin.output)
+    pairs = {*zip(theirs[0], ours[0], strict=True), (theirs[1], ours[1])}
+    return dict(pairs) if len(dict(pairs)) == len(pairs) else None
 
 
 def _is_free(place: Path, first: Path, item: Item) -> bool:
     """Whether nothing stands there but what an earlier try of this item left there; that is taken away."""
-    source = Path(item.source)
-    if source.is_dir() and place.resolve().is_relative_to(source.resolve()):
+    if (place.suffix == _WEIGHTS) if first.is_dir() else (place.suffix != first.suffix):
+        return False  # a place that the command would refuse, or put something else at
+    folders = [source for source in map(Path, inputs(item.words)) if source.is_dir()]
+    if any(place.resolve().is_relative_to(folder.resolve()) for folder in folders):
         return False
     if not os.path.lexists(place):
         guard_output(place, (), overwrite=False)
@@ -91,6 +107,8 @@ def _placed(first: Path, place: Path, names: tuple[Sequence[str], Sequence[str]]
 def _one(source: Path, target: Path, names: tuple[Sequence[str], Sequence[str]] | None) -> bool:
     if names is not None and source.suffix == _WEIGHTS:
         return _retold(source, target, *names)
+    if names is not None and source.suffix == _GGUF:
+        return False  # its record is in a header of another make
     try:
         target.hardlink_to(source)
     except OSError as error:
@@ -127,11 +145,10 @@ def _retold(source: Path, target: Path, theirs: Sequence[str], ours: Sequence[st
     return True
 
 
-def _renamed(document: Any, item: Item, twin: Twin) -> Any:
+def _renamed(document: Any, paths: Mapping[str, str]) -> Any:
     """The document with this item's paths in the place of its twin's."""
-    ours = {twin.source: item.source, twin.output: item.output}
     if isinstance(document, dict):
-        return {key: _renamed(value, item, twin) for key, value in document.items()}
+        return {key: _renamed(value, paths) for key, value in document.items()}
     if isinstance(document, list):
-        return [_renamed(value, item, twin) for value in document]
-    return ours.get(document, document) if isinstance(document, str) else document
+        return [_renamed(value, paths) for value in document]
+    return paths.get(document, document) if isinstance(document, str) else document

@@ -72,7 +72,7 @@ class Identities:
     def with_twin(self, item: Item) -> Item:
         """The item with the first that is done and holds the same, if there is one."""
         found = self._base.execute(
-            "SELECT source, output, output_size, output_time, output_sha256, document, theirs.names, ours.names, "
+            "SELECT words, output, output_size, output_time, output_sha256, document, theirs.names, ours.names, "
             "theirs.files, ours.files FROM identity AS ours JOIN identity AS theirs USING (content) "
             "JOIN item ON item.number = theirs.number WHERE ours.number = ? AND theirs.number < ours.number "
             "AND state = 'done' AND exit_code = 0 AND output IS NOT NULL ORDER BY theirs.number LIMIT 1",
@@ -80,9 +80,9 @@ class Identities:
         ).fetchone()
         if found is None:
             return item
-        source, output, size, time, sha256, document, their_names, our_names, their_files, our_files = found
+        words, output, size, time, sha256, document, their_names, our_names, their_files, our_files = found
         twin = Twin(
-            source=json.loads(source),
+            words=tuple(json.loads(words)),
             output=json.loads(output),
             size=size,
             time=time,

@@ -6,24 +6,24 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from loratools.batch.verbs import batch_verb
-from loratools.errors import LoratoolsError
 from loratools.formats.opening import CONFIG
-from loratools.hub.references import is_remote
+from loratools.hub.references import hub_reference, is_remote
 from loratools.operations.merging.scales import weighted
 from loratools.operations.outputs.provenance import described
 
 File = tuple[str, int, int]
-"""A path, its bytes, and when it was last changed (ns)."""
+"""A path, its bytes, and when its status was last changed (ns), a time that no program can set."""
 
 
 class Identity(NamedTuple):
     """`content` is equal where the outputs must be, but for the `names` of input files as records have them (JSON).
 
-    `fingerprint` is that of the only adapter, None where there are several. `files` are all that was read.
+    `fingerprint` is that of the only adapter, None where there are several. `files` are all that the output is made of.
     """
 
     fingerprint: str | None
@@ -36,15 +36,17 @@ class Identity(NamedTuple):
         return self._asdict()
 
 
+_BASE = "--base"
 UNKNOWN = Identity(None, None, (), ())
 """What cannot be known, which equals nothing."""
 
 
 class _Words(NamedTuple):
-    """The words of an item, sorted: what is neither an adapter nor the output, and the adapters."""
+    """The words of an item, sorted: what is neither an adapter nor the output, the adapters, and the bases."""
 
     others: tuple[str, ...]
     adapters: tuple[str, ...]
+    bases: tuple[str, ...]
 
 
 def _sorted(words: Sequence[str]) -> _Words:
@@ -52,28 +54,57 @@ def _sorted(words: Sequence[str]) -> _Words:
     end = 1 + len(verb.columns) if verb.output == "positional" else words.index("-o")
     first = 1 + verb.columns.index(verb.listed)
     last = end if verb.many else first + 1
-    after = end + 1 if verb.output == "positional" else end + 2
-    return _Words((*words[:first], *words[last:end], *words[after:]), tuple(words[first:last]))
+    options = words[end + 1 if verb.output == "positional" else end + 2 :]
+    told = [value for name, value in pairwise(options) if name == _BASE]
+    told += [word.removeprefix(f"{_BASE}=") for word in options if word.startswith(f"{_BASE}=")]
+    return _Words((*words[:first], *words[last:end], *options), tuple(words[first:last]), (*words[1:first], *told))
+
+
+def inputs(words: Sequence[str]) -> list[str]:
+    """The adapters of an item by its words, without their scales, and then its bases."""
+    told = _sorted(words)
+    return [*(path for path, _ in _weighted(words[0], told.adapters)), *told.bases]
+
+
+def _weighted(verb: str, adapters: Sequence[str]) -> list[tuple[str, float]]:
+    return [weighted(word) if batch_verb(verb).many else (word, 1.0) for word in adapters]
 
 
 def identity(words: Sequence[str]) -> Identity:
-    """The identity of an item by its words; UNKNOWN for what cannot be read, is on the Hub, or asks for its base."""
+    """The identity of an item by its words; UNKNOWN for what cannot be read, asks for its base, is an adapter on the
+    Hub, or a base there that may be another tomorrow.
+    """
     told = _sorted(words)
     if "auto" in told.others or any(is_remote(word) for word in told.adapters):
         return UNKNOWN  # a card beside the adapter decides then; and the Hub is not asked for files twice
-    several = batch_verb(words[0]).many != ""
-    pairs = [weighted(word) if several else (word, 1.0) for word in told.adapters]
     try:
-        found = [(_of_adapter(path), scale) for path, scale in pairs]
-    except (LoratoolsError, OSError):
-        return UNKNOWN  # the item itself will say what is wrong
+        if any(_moves(base) for base in told.bases):
+            return UNKNOWN
+        stood = [_file(name) for base in told.bases for name in _below(base)]
+        found = [(_of_adapter(path), scale) for path, scale in _weighted(words[0], told.adapters)]
+    except Exception:  # noqa: BLE001 (whatever is wrong, want of memory too, the item itself will say it)
+        return UNKNOWN
     digest = hashlib.sha256(json.dumps([told.others, [(one.content, scale) for one, scale in found]]).encode())
     return Identity(
         found[0][0].fingerprint if len(found) == 1 else None,
         digest.hexdigest(),
         tuple(name for one, _ in found for name in one.names),
-        tuple(file for one, _ in found for file in one.files),
+        (*(file for one, _ in found for file in one.files), *stood),
     )
+
+
+def _moves(base: str) -> bool:
+    """Whether a base is on the Hub, and named by what may be another commit tomorrow."""
+    reference = hub_reference(base)
+    return reference is not None and not reference.is_pinned
+
+
+def _below(base: str) -> list[str]:
+    """The files of a base here: itself, or all in its folder; an index's shards are beside it."""
+    place = Path(base).parent if base.endswith(".json") else Path(base)
+    if not place.is_dir():
+        return [base] if place.exists() else []
+    return [str(item) for item in sorted(place.rglob("*")) if item.is_file()]
 
 
 def _of_adapter(path: str) -> Identity:
@@ -99,7 +130,7 @@ def _of_adapter(path: str) -> Identity:
 
 def _file(name: str) -> File:
     found = os.stat(name)  # noqa: PTH116 (as it stands in a word)
-    return name, found.st_size, found.st_mtime_ns
+    return name, found.st_size, found.st_ctime_ns
 
 
 def unchanged(files: Sequence[File]) -> bool:

@@ -22,11 +22,12 @@ _FIELD = re.compile(r"\{([^{}]*)\}")
 class Twin(NamedTuple):
     """An item that is done, and an item that is to be done and holds the same: what is known of both.
 
-    `output` is the done one's, with its size, time (ns) and SHA-256 as it was made; `document` is the JSON text of what
-    was printed. `names` are those of both items' input files as records have them, `files` all that was read for both.
+    `words` and `output` are the done one's, with its size, time (ns) and SHA-256 as it was made; `document` is the JSON
+    text of what was printed. `names` are those of both items' input files as records have them, `files` all that both
+    are made of.
     """
 
-    source: str
+    words: tuple[str, ...]
     output: str
     size: int
     time: int

@@ -54,9 +54,9 @@ def command(verb: str, manifest: str, words: tuple[str, ...], manner: Manner, **
 
     --deduplicate is for convert, merge and resize. Items whose files, options and base are the same are done once; the
     output of another has the bytes that the command alone would have written: it is a hard link to the first one's, or,
-    as records name their input files, the same tensors under its own record (of merges only where the names are equal).
-    An adapter that is the same by its fingerprint, but in another spelling or with other metadata, would become another
-    file: it is done by itself, and its row names the first (same_as).
+    as records name their input files, the same tensors under its own record (of merges and GGUF files only where the
+    names are equal). An adapter that is the same by its fingerprint, but in another spelling or with other metadata,
+    would become another file: it is done by itself, and its row names the first (same_as).
     """
     from loratools.batch.batch import Batch
     from loratools.batch.worker import Limits

@@ -1,7 +1,9 @@
 """Deduplicated: every output has the bytes that its command alone would have written, and each adapter is done once."""
 
 import json
+import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from safetensors import safe_open
 import loratools as lt
 from loratools.batch import copies
 from loratools.batch.answer import sha256_of_output, standing
-from loratools.batch.identity import identity
+from loratools.batch.identity import UNKNOWN, identity, unchanged
 from loratools.batch.items import Item, Twin
 from loratools.errors import UsageError
 from tests.files import save
@@ -29,7 +31,7 @@ def shelf(tmp_path_factory):
         (folder / name).mkdir()
     first = file(folder / "a" / "style.safetensors", rank=2)
     shutil.copy(first, folder / "b" / "style.safetensors")
-    shutil.copy(first, folder / "c" / "named.safetensors")
+    shutil.copy(first, folder / "c" / "otherwise.safetensors")
     save(tensors(rank=2), folder / "d" / "style.safetensors", {**METADATA, "note": "yours"})
     lt.convert(first, to="diffusers").save(folder / "e" / "style.safetensors")
     file(folder / "f" / "style.safetensors", rank=2, seed=1)
@@ -76,7 +78,7 @@ def test_outputs_have_the_bytes_that_the_command_alone_would_have_written(shelf,
 
 def test_folders_are_copied_whole(shelf, tmp_path):
     words = ("convert", str(shelf / "a" / "style.safetensors"))
-    names = [str(shelf / name) for name in ("a/style.safetensors", "b/style.safetensors", "c/named.safetensors")]
+    names = [str(shelf / name) for name in ("a/style.safetensors", "b/style.safetensors", "c/otherwise.safetensors")]
     lt.Batch(
         verb="convert", manifest=names, options=["--to", "peft"], output=str(tmp_path / "out" / "{parent}"),
         state=tmp_path / "state.sqlite", results=tmp_path / "r.jsonl", workers=1, deduplicate=True,
@@ -137,7 +139,7 @@ def pair(shelf, tmp_path):
     known = [identity(one) for one in words]
     assert known[0].content == known[1].content
     twin = Twin(
-        str(sources[0]), str(made), *standing(made), sha256_of_output(made), "{}",
+        words[0], str(made), *standing(made), sha256_of_output(made), "{}",
         (known[0].names, known[1].names), known[0].files + known[1].files,
     )  # fmt: skip
     return twin, Item(1, "", words[1], words[1][2], str(sources[1]), twin=twin)
@@ -171,6 +173,99 @@ def test_what_is_in_doubt_is_left_to_the_command(pair, tmp_path):
     assert copies.copied(item) is None
     assert Path(item.output).read_text() == "mine"
     assert copies.copied(item._replace(begun=True)).copied
+
+
+def test_another_file_of_the_same_size_and_time_is_no_twin(pair):
+    _, item = pair
+    before = Path(item.source).stat()
+    time.sleep(0.02)  # a tick of the clock that files are stamped by
+    Path(item.source).write_bytes(Path(item.source).read_bytes())
+    os.utime(item.source, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert copies.copied(item) is None
+
+
+def test_what_is_no_copy_after_all_does_not_stay(pair, tmp_path):
+    twin, item = pair
+    other = (("theirs",), ("ours",))
+    for doubtful in (twin._replace(sha256="0" * 64), twin._replace(sha256="0" * 64, names=other)):
+        assert copies.copied(item._replace(twin=doubtful)) is None
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors"]
+
+
+@pytest.mark.parametrize("index", [False, True])
+def test_a_base_that_changes_parts_its_merges(shelf, tmp_path, index):
+    base = tmp_path / "base" / "model.safetensors"
+    base.parent.mkdir()
+    save({"weight": torch.ones(2)}, base)
+    told = str(base.with_name("model.safetensors.index.json")) if index else str(base.parent)
+    Path(told).exists() or Path(told).write_text("{}")
+    known = identity(("merge", told, str(shelf / "a" / "style.safetensors"), "-o", str(tmp_path / "out.safetensors")))
+    assert known.content is not None
+    assert unchanged(known.files)
+    save({"weight": torch.zeros(2)}, base)
+    assert not unchanged(known.files)
+
+
+def test_a_base_that_the_hub_may_change_is_not_counted_on(shelf):
+    adapter, commit = str(shelf / "a" / "style.safetensors"), "0" * 40
+    assert identity(("merge", "owner/name", adapter, "-o", "out.safetensors")) == UNKNOWN
+    assert identity(("merge", f"hf://owner/name@{commit}", adapter, "-o", "out.safetensors")).content is not None
+
+
+def test_the_document_of_a_merge_names_its_own_adapters(shelf, tmp_path):
+    first, item = tmp_path / "first.safetensors", str(tmp_path / "second.safetensors")
+    shutil.copy(shelf / "a" / "style.safetensors", first)
+    stored = [[str(shelf / part / "style.safetensors") for part in parts] for parts in ("af", "bf")]
+    words = [
+        ("merge", "base", f"{one}=0.5", other, "-o", place)
+        for (one, other), place in zip(stored, (str(first), item), strict=True)
+    ]
+    known = [identity(one) for one in words]
+    document = json.dumps({"path": str(first), "adapters": [{"path": path} for path in stored[0]]})
+    twin = Twin(
+        words[0], str(first), *standing(first), sha256_of_output(first), document,
+        (known[0].names, known[1].names), known[0].files + known[1].files,
+    )  # fmt: skip
+    made = copies.copied(Item(1, "", words[1], item, stored[1][0], twin=twin))
+    assert made.document == {"path": item, "adapters": [{"path": path} for path in stored[1]]}
+    twice = twin._replace(words=("merge", "base", stored[0][0], stored[0][0], "-o", str(first)))
+    Path(item).unlink()
+    assert copies.copied(Item(1, "", words[1], item, stored[1][0], twin=twice)) is None
+
+
+def test_an_adapter_that_cannot_be_looked_at_spoils_no_batch(shelf, monkeypatch):
+    def burst(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("loratools.operations.hash.fingerprint_of", burst)
+    assert identity(("convert", str(shelf / "a" / "style.safetensors"), "out.safetensors")) == UNKNOWN
+    assert identity(("merge", "base", "a.safetensors=nan", "-o", "out.safetensors")) == UNKNOWN
+
+
+@pytest.mark.parametrize("place", ["b.gguf", "a/b.safetensors"])
+def test_a_copy_stands_where_its_command_would_write(pair, tmp_path, place):
+    twin, item = pair
+    folder = tmp_path / "a"
+    folder.mkdir()
+    shutil.copy(item.source, folder / "style.safetensors")
+    words = ("merge", str(folder), item.source, "-o", str(tmp_path / place))
+    assert copies.copied(item._replace(words=words, output=words[4], twin=twin._replace(words=words))) is None
+    assert not (tmp_path / place).exists()
+
+
+def test_a_gguf_file_of_another_name_is_left_to_the_command(pair, tmp_path):
+    twin, item = pair
+    first, place = tmp_path / "one.gguf", tmp_path / "two.gguf"
+    first.write_bytes(b"GGUF, and a record that names the inputs")
+    words = [("convert", item.source, str(path), "--to", "gguf") for path in (first, place)]
+    told = twin._replace(
+        words=words[0], output=words[0][2], size=standing(first)[0], time=standing(first)[1],
+        sha256=sha256_of_output(first), names=(("theirs",), ("ours",)),
+    )  # fmt: skip
+    here = item._replace(words=words[1], output=words[1][2])
+    assert copies.copied(here._replace(twin=told)) is None
+    assert not place.exists()
+    assert copies.copied(here._replace(twin=told._replace(names=(("same",), ("same",))))).copied
 
 
 def test_verbs_that_make_nothing_of_adapters_are_refused(shelf, tmp_path):
