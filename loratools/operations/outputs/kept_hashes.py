@@ -49,6 +49,6 @@ def keep(before: _Seen | None, after: _Seen | None, sha256: str) -> None:
     """Remember what was found, if the file was the same before and after."""
     if before is None or before != after:
         return
-    while len(_kept) >= _MOST:
-        _kept.pop(next(iter(_kept)), None)
+    for oldest in list(_kept)[: max(0, len(_kept) - _MOST + 1)]:  # a list: other threads keep hashes, too
+        _kept.pop(oldest, None)
     _kept[before] = sha256
