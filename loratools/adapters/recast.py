@@ -10,13 +10,15 @@ from loratools.adapters.adapter import Adapter
 from loratools.adapters.factors import load
 from loratools.adapters.fold import folded
 from loratools.adapters.kind import kind_of
-from loratools.errors import NonFinite
+from loratools.errors import NonFinite, UsageError
 from loratools.model import Alpha, Scale
 from loratools.tensors.dtypes import DTYPES
 from loratools.tensors.lazy import LazyTensor
 
 if TYPE_CHECKING:
     import torch
+
+_FLOATS = frozenset(name for name, row in DTYPES.items() if row.floating and row.torch)
 
 
 def fold(adapter: Adapter, dtype: str | None = None) -> Adapter:
@@ -37,10 +39,13 @@ def fold(adapter: Adapter, dtype: str | None = None) -> Adapter:
 def recast(adapter: Adapter, dtype: str | None) -> Adapter:
     """The same adapter with its floating factors in `dtype` (a safetensors name); alpha is untouched.
 
-    Raises NonFinite, when the bytes are asked for, where a finite value has no finite form in `dtype`.
+    Raises UsageError for what is no dtype of floats; NonFinite, when the bytes are asked for, where a finite value has
+    no finite form in `dtype`.
     """
     if dtype is None:
         return adapter
+    if dtype not in _FLOATS:
+        raise UsageError(f"factors cannot be {dtype!r}", hint="F16, BF16 or F32")
     keys = adapter.origin.keys if adapter.origin else {}
     file = adapter.origin.file if adapter.origin else None
     factors = {

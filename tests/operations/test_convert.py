@@ -151,6 +151,14 @@ def test_a_fold_that_float16_cannot_hold_goes_to_float32(tmp_path):
     assert "attn1.to_q" in wide[0]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "half", "I8", "F4", ""])
+def test_factors_are_floats_by_the_names_of_safetensors(dtype, tmp_path):
+    path = save(tensors(), tmp_path / "in.safetensors", METADATA)
+    with pytest.raises(UsageError) as refused:
+        lt.convert(path, to="diffusers", dtype=dtype)
+    assert refused.value.hint == "F16, BF16 or F32"
+
+
 @pytest.mark.parametrize("existing", [False, True])
 def test_an_overflow_is_refused_and_leaves_everything_as_it_was(tmp_path, existing):
     held = tensors(dtype=torch.float32)
