@@ -1,5 +1,6 @@
 """The card of a rebuilt pipeline calls it as its class can be called."""
 
+import ast
 import re
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,3 +32,31 @@ def test_a_prompt_alone_is_given_to_pipelines_that_need_no_picture(task):
         if ('pipeline("' in text) != (task == "TEXT2IMAGE"):
             wrong.append(name)
     assert sorted(wrong) == []
+
+
+PIPELINES = Path(find_spec("diffusers").origin).parent / "pipelines"
+WITHOUT_TEXT = {
+    "ConsistencyModelPipeline", "DDIMPipeline", "DDPMPipeline", "DiTPipeline", "RFD4ProteinaPipeline",
+}  # fmt: skip
+"""Of no architecture that has adapters."""
+
+
+def needing_more():
+    """The pipelines of diffusers whose call takes no prompt, or does not do with one."""
+    for path in sorted(PIPELINES.rglob("pipeline_*.py")):
+        if "flax" in path.name or "onnx" in path.name or "deprecated" in path.parts:
+            continue
+        for found in ast.parse(path.read_text()).body:
+            for method in found.body if isinstance(found, ast.ClassDef) and found.name.endswith("Pipeline") else ():
+                if isinstance(method, ast.FunctionDef) and method.name == "__call__":
+                    names = [argument.arg for argument in method.args.args[1:]]
+                    needed = names[: len(names) - len(method.args.defaults)]
+                    if "prompt" not in names or set(needed) - {"prompt"}:
+                        yield found.name
+
+
+def test_no_pipeline_that_needs_more_is_given_a_prompt_alone():
+    names = sorted(set(needing_more()) - WITHOUT_TEXT)
+    assert {"HunyuanVideoFramepackPipeline", "KandinskyV22Pipeline", "WanAnimatePipeline"} < set(names)
+    cards = {name: Card((Ingredient("base", "a model", ()),), name, PICTURES).render({}).decode() for name in names}
+    assert [name for name, text in cards.items() if 'pipeline("' in text] == []

@@ -12,8 +12,10 @@ from loratools.operations.recipes.record import RECIPE, Ingredient
 from loratools.tensors.source import LocalFile
 
 BEYOND_PROMPTS = (
-    "Control", "Depth", "Edit", "Fill", "FirstLast", "I2V", "ImageToVideo", "Img2Img", "Inpaint", "Layered",
-    "Pix2Pix", "Prior", "Redux", "Upscale", "VideoToVideo",
+    "6SR", "ConsisID", "Control", "Decode", "Depth", "Edit", "Fill", "FirstLast", "Framepack", "I2I", "I2V",
+    "Image2Video", "ImageToVideo", "ImageVariation", "Img2Img", "Inpaint", "KandinskyPipeline", "Layered", "Marigold",
+    "Pix2Pix", "Prior", "Redux", "SanaWM", "StableVideo", "SuperResolution", "Transfer", "Upsample", "Upscale",
+    "V22Pipeline", "VideoToVideo", "VisualCloze", "WanAnimate",
 )  # fmt: skip
 """What stands in the names of pipelines that start from a picture, or from another pipeline's results."""
 
