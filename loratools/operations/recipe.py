@@ -15,6 +15,7 @@ from loratools.errors import (
     LoratoolsError,
     MalformedFile,
     NotRepresentable,
+    OutputRefused,
     PathNotFound,
     UsageError,
 )
@@ -189,15 +190,14 @@ def run_recipe(
     """Make a recipe's output at `out` (else under its own name beside the recipe) from inputs that have its hashes.
 
     Inputs are looked for in `folders`, and beside the recipe. Raises PathNotFound for one that is not there,
-    ArchitectureMismatch for one with another hash, and what the operation raises.
+    ArchitectureMismatch for one with another hash, OutputRefused where the recipe, which may be a stranger's, names a
+    place elsewhere than beside itself, and what the operation raises.
     """
     from loratools.operations.recipes.model import Recipe, verb_of
 
     home = Path() if isinstance(recipe, Recipe) else Path(recipe).parent
     found = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
-    if out is None and found.output is None:
-        raise UsageError("the recipe names no output", hint="-o OUT")
-    target = Path(out) if out is not None else home / (found.output.name if found.output else "")
+    target = Path(out) if out is not None else _stated(found, home)
     places = {id(item): _place(item, [*map(Path, folders), home]) for item in found.inputs if item.role != "tokenizer"}
     once = [places[id(item)] for item in found.inputs if item.role in ("input", "base", "tuned")]
     adapters = [
@@ -223,6 +223,16 @@ def run_recipe(
     return _compared(found, target)
 
 
+def _stated(recipe: Recipe, home: Path) -> Path:
+    """The place that a recipe names for its output."""
+    if recipe.output is None:
+        raise UsageError("the recipe names no output", hint="-o OUT")
+    named = Path(recipe.output.name)
+    if named.is_absolute() or ".." in named.parts:
+        raise OutputRefused("the recipe's output is not beside it", path=named, key="output.name", hint="-o OUT")
+    return home / named
+
+
 def _tokenizers(recipe: Recipe, folders: Sequence[Path], config: Path | None) -> list[str]:
     """What `rebuild` is told of tokenizers: folders found by their hashes, or by name where the recipe states none."""
     from loratools.operations.recipes.tokenizers import found_tokenizers
@@ -241,12 +251,13 @@ def _place(item: RecipeInput, folders: Sequence[Path]) -> Path:
     if not places:
         looked = ", ".join(str(folder) or "." for folder in folders)
         raise PathNotFound(f"the {item.role} {item.name} is not there", path=item.name, hint=f"looked in {looked}")
-    differing = [_differing(item, place) for place in places]
-    found = next((place for place, error in zip(places, differing, strict=True) if error is None), None)
-    if found is None:
-        assert differing[0] is not None
-        raise differing[0]
-    return found
+    differing: list[LoratoolsError] = []
+    for place in places:
+        error = _differing(item, place)
+        if error is None:
+            return place
+        differing.append(error)
+    raise differing[0]
 
 
 def _differing(item: RecipeInput, place: Path) -> LoratoolsError | None:

@@ -7,7 +7,14 @@ import torch
 import yaml
 
 import loratools as lt
-from loratools.errors import ArchitectureMismatch, MalformedFile, NotRepresentable, PathNotFound, UsageError
+from loratools.errors import (
+    ArchitectureMismatch,
+    MalformedFile,
+    NotRepresentable,
+    OutputRefused,
+    PathNotFound,
+    UsageError,
+)
 from loratools.operations.recipe import read_recipe, recipe_of, run_recipe, written_recipe
 from tests.files import save
 from tests.operations.making import file
@@ -98,6 +105,22 @@ def test_inputs_of_several_files_are_told_apart_and_found_again(place):
         run_recipe(one, place / "other.safetensors", folders=[place / "b"])
     # Of folders with one name the one with the right bytes is taken.
     assert run_recipe(several, place / "both.safetensors", folders=[place / "a", place / "b"]).same_bytes
+
+
+@pytest.mark.parametrize(
+    "name", ["/{place}/elsewhere.safetensors", "../elsewhere.safetensors", "a/../../b.safetensors"]
+)
+def test_a_strangers_recipe_writes_nowhere_but_beside_itself(name, place):
+    lt.convert(place / "a.safetensors", to="diffusers").save(place / "out.safetensors")
+    document = recipe_of(place / "out.safetensors").to_dict()
+    document["output"]["name"] = name.format(place=place)
+    (place / "in").mkdir()
+    (place / "in" / "recipe.yaml").write_text(yaml.safe_dump(document))
+    before = sorted(place.rglob("*"))
+    with pytest.raises(OutputRefused, match="not beside it"):
+        run_recipe(place / "in" / "recipe.yaml", folders=[place])
+    assert sorted(place.rglob("*")) == before
+    assert run_recipe(place / "in" / "recipe.yaml", place / "again.safetensors", folders=[place]).same_bytes
 
 
 def test_other_inputs_than_the_recipes_are_refused(place):
