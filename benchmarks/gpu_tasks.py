@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -93,20 +92,14 @@ class Task:
         return " ".join(filter(None, (self.verb, self.architecture, self.dtype)))
 
 
-def peak(device: str) -> int | None:
-    """The most bytes that were in use on the device at once, or None on the CPU."""
-    if device == "cpu":
-        return None
-    import torch
+def timed(device: str, work: Callable[[], Any]) -> tuple[Any, dict[str, Any]]:
+    """What `work` returns, with its seconds and the most bytes of the device that it used at once, None on the CPU."""
+    from loratools.pipelines.meter import measured
 
-    return int(torch.cuda.max_memory_allocated())
-
-
-def timed(place: Place, work: Callable[[], Any]) -> tuple[Any, dict[str, Any]]:
-    """What `work` returns, with its seconds and its peak on the device."""
-    begin = time.perf_counter()
-    result = work()
-    return result, {"seconds": round(time.perf_counter() - begin, 3), "peak_device_bytes": peak(place.device)}
+    with measured(device) as spent:
+        result = work()
+    peak = None if device == "cpu" else spent.peak_bytes
+    return result, {"seconds": round(spent.seconds, 3), "peak_device_bytes": peak}
 
 
 def plan_of(architecture: str, size: str) -> Blueprint:
@@ -139,7 +132,7 @@ def make(architecture: str) -> Callable[[Place], dict[str, Any]]:
         shutil.rmtree(folder.parent, ignore_errors=True)
         folder.parent.mkdir(parents=True)
         plan, how = plan_of(architecture, place.size), {"dtype": wanted.dtype, "device": place.device}
-        _, spent = timed(place, lambda: write_pipeline(plan, folder, limit=wanted.shard, **how))
+        _, spent = timed(place.device, lambda: write_pipeline(plan, folder, limit=wanted.shard, **how))
         make_demo_adapter(folder, place.lora(architecture))
         files = [path for path in folder.rglob("*") if path.is_file()]
         shards = len(list((folder / plan.denoisers[0]).glob("*.safetensors")))
@@ -159,7 +152,7 @@ def merge(architecture: str) -> Callable[[Place], dict[str, Any]]:
         found: dict[str, Any] = {}
         for device in dict.fromkeys((place.device, "cpu")):
             how = {"device": device, "threads": os.cpu_count() or 1, "overwrite": True}
-            _, spent = timed(place, lambda how=how: loratools.merge(base, [(lora, 0.8)], out, **how))
+            _, spent = timed(device, lambda how=how: loratools.merge(base, [(lora, 0.8)], out, **how))
             found[device] = {**spent, "weights_sha256": digest(out)}
             if device != "cpu":
                 shutil.rmtree(out)  # two of them may be more than there is room for
@@ -192,7 +185,7 @@ def extract(architecture: str) -> Callable[[Place], dict[str, Any]]:
             pending = loratools.extract(base, tuned, rank=rank, device=place.device)
             return pending.save(target, overwrite=True)
 
-        result, spent = timed(place, work)
+        result, spent = timed(place.device, work)
         shutil.rmtree(tuned)  # `validate` merges for itself, and a disk may hold no third copy
         document = result.to_dict()
         return {**spent, "rank": rank, "relative_error": document["error"], "layers": len(document["layers"])}
@@ -208,7 +201,7 @@ def validate(architecture: str, dtype: str) -> Callable[[Place], dict[str, Any]]
 
         report, how = place.folder(architecture) / f"report-{dtype}", place.run(architecture)
         result, spent = timed(
-            place,
+            place.device,
             lambda: loratools.validate(
                 place.pipeline(architecture),
                 [(place.lora(architecture), 0.8)],
@@ -226,6 +219,9 @@ def validate(architecture: str, dtype: str) -> Callable[[Place], dict[str, Any]]
         )
         keep_picture(report, place.out / f"{architecture}-{dtype}.png", place.out)
         document = result.to_dict()
+        if spent["peak_device_bytes"] is not None:  # its routes are measured one by one, each from where it began
+            peaks = (route["peak_bytes"] for route in document["routes"])
+            spent["peak_device_bytes"] = max(spent["peak_device_bytes"], *peaks)
         chosen = (
             "verdict", "reasons", "judged_in", "effect", "routes", "floors", "scale", "controls", "warnings",
             "versions",
