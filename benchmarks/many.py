@@ -129,7 +129,7 @@ def converted(work: Path, folder: Path, name: str, kills: tuple[int, int], engin
         *(("--engine", "ray", "--workers", "2") if engine == "ray" else ()),
     ]
     most_drivers, most_workers = kills
-    pause = (1.0, 6.0) if engine == "ray" else (0.5, 2.5)  # a cluster takes seconds to start
+    pause = (1.0, 3.0) if engine == "ray" else (0.5, 2.5)  # a cluster takes seconds to start
     chance = random.Random(0)  # noqa: S311 (whom to kill is no secret)
     drivers = workers = runs = 0
     started = time.monotonic()

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from loratools.batch.answer import Answer
 from loratools.batch.identities import ALL, COPIES, FIRSTS
 from loratools.batch.items import Item, items
-from loratools.batch.leftovers import sweep
+from loratools.batch.leftovers import sweep_all
 from loratools.batch.manifest import home_of, rows
 from loratools.batch.pool import Pool
 from loratools.batch.ray_pool import RayPool
@@ -157,7 +157,6 @@ class Batch:
             return 0
         for folder in {Path(item.output).parent for item in state.todo(self.shard) if item.output}:
             folder.mkdir(parents=True, exist_ok=True)
-        begun = [item.output for item in state.todo(self.shard) if item.begun]
         with self._pool(left, state) as pool:
             if self.deduplicate:
                 self._identify(pool, state)
@@ -171,7 +170,7 @@ class Batch:
                     if self.progress is not None:
                         self.progress(total - left + worked, total, failed)
                 state.flush()
-        sweep(begun)
+        sweep_all(lambda: state.outputs(self.shard))
         return worked
 
     def _identify(self, pool: Pool | RayPool, state: State) -> None:

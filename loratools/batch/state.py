@@ -139,6 +139,12 @@ class State:
                 yield Item(number, key, tuple(json.loads(words)), place, json.loads(source), bool(begun))
             last = page[-1][0]
 
+    def outputs(self, shard: tuple[int, int] = (1, 1)) -> Iterator[str]:
+        """The outputs of all items, done or not."""
+        asked = "SELECT output FROM item WHERE output IS NOT NULL AND number % ? = ?"
+        for (output,) in self._base.execute(asked, (shard[1], shard[0] - 1)):
+            yield json.loads(output)
+
     def begin_items(self, chunk: Iterable[Item]) -> None:
         """Items that are about to write where nothing stands; on the disk before they do."""
         numbers = [

@@ -4,8 +4,10 @@ import os
 import subprocess
 import sys
 
+import loratools as lt
 from loratools.batch.leftovers import sweep
 from loratools.tensors.output import TEMPORARY_SUFFIX, temporary_beside
+from tests.operations.making import file
 
 
 def gone():
@@ -36,3 +38,17 @@ def test_only_what_dead_processes_left_of_these_outputs_goes(tmp_path, monkeypat
     (going[2] / "adapter_model.safetensors").write_bytes(b"half")
     sweep([str(ours), str(long), str(folder), None])
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in staying)
+
+
+def test_a_run_sweeps_what_killed_runs_left_of_items_that_are_done(tmp_path, monkeypatch):
+    (tmp_path / "in").mkdir()
+    inputs = [str(file(tmp_path / "in" / f"{name}.safetensors", rank=1)) for name in "ab"]
+    again = lt.Batch(
+        verb="convert", manifest=inputs, options=["--to", "diffusers"], state=tmp_path / "state.sqlite", workers=1,
+        output=str(tmp_path / "out" / "{stem}.safetensors"),
+    )  # fmt: skip
+    assert again.run().done == 2
+    left_by(tmp_path / "out" / "a.safetensors", gone(), monkeypatch).write_bytes(b"half")
+    (tmp_path / "out" / "b.safetensors").unlink()
+    assert again.run().worked == 1
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.safetensors", "b.safetensors"]
