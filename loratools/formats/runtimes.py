@@ -21,7 +21,6 @@ from loratools.formats.loads_others import (
     refused_by_vllm,
 )
 from loratools.formats.parse import Reading
-from loratools.formats.registry import FORMATS, format_of
 
 
 class Runtime(NamedTuple):
@@ -94,6 +93,8 @@ def choose(
     NotRepresentable where the runtime has no way to load the file, or loads a part of its components alone unless
     `allow_lossy`.
     """
+    from loratools.formats.registry import FORMATS  # what writes is no part of asking who loads what
+
     runtime = runtime_of(name)
     subject = subject_of(reading)
     family = "llm" if subject.architecture.split("-")[0] == "llm" else subject.architecture
@@ -129,7 +130,8 @@ def choose(
 
 def _holds(to: str, subject: Subject) -> bool:
     """Whether a format has a place for norms and weights that are put in the model's place, if there are any."""
-    from loratools.formats.limits import refusal  # what writes is no part of asking who loads what
+    from loratools.formats.limits import refusal
+    from loratools.formats.registry import format_of
 
     return all(
         refusal(layer.adapter, format_of(to)) is None
