@@ -17,6 +17,7 @@ import click
 from loratools.cli.render import write
 from loratools.cli.text import visible
 from loratools.errors import InternalError, LoratoolsError, ResourceError, UsageError, nearest
+from loratools.tensors import reserve
 
 EXIT_CODES: tuple[tuple[int, str], ...] = (
     (0, "done and verified"),
@@ -146,8 +147,26 @@ def _usage(error: click.ClickException) -> UsageError:
     return UsageError(message, hint=hint)
 
 
+def tell_no_want_of_memory() -> None:
+    """Let Python be silent about memory that it lacks where nobody can be asked: the command ends for it, in words."""
+
+    def ended(args: threading.ExceptHookArgs) -> None:
+        reserve.let_go()
+        if not issubclass(args.exc_type, MemoryError):
+            threading.__excepthook__(args)
+
+    def unraisable(args: sys.UnraisableHookArgs) -> None:
+        reserve.let_go()
+        if not issubclass(args.exc_type, MemoryError):
+            sys.__unraisablehook__(args)
+
+    threading.excepthook, sys.unraisablehook = ended, unraisable
+    reserve.keep()
+
+
 def report(error: BaseException, arguments: Sequence[str]) -> int:
     """Print what went wrong, as text on stderr or as the error document on stdout, and return the exit code."""
+    reserve.let_go()
     debug = asked_for("--debug", arguments)
     if _is_want_of_memory(error) and not debug:
         error = error.with_traceback(None)  # its frames hold what took the memory, and words take some, too

@@ -11,7 +11,15 @@ from typing import Any, NamedTuple, NoReturn
 
 import click
 
-from loratools.cli.failures import EXIT_CODES, STOPPED, end_quietly, leave_at_once, report, stoppable
+from loratools.cli.failures import (
+    EXIT_CODES,
+    STOPPED,
+    end_quietly,
+    leave_at_once,
+    report,
+    stoppable,
+    tell_no_want_of_memory,
+)
 from loratools.cli.options import manners
 from loratools.cli.render import reader_has_gone
 from loratools.errors import UsageError, nearest
@@ -86,6 +94,7 @@ class Verbs(click.Group):
         """Run the command line and end with its exit code: the only place where exceptions become words."""
         if args is None:  # the process is this command's alone
             gc.set_threshold(200_000, 50, 50)  # a header makes thousands of small lasting objects, hardly any cycles
+            tell_no_want_of_memory()
         arguments = list(sys.argv[1:] if args is None else args)
         name = prog_name or "loratools"
         for stream in (sys.stdout, sys.stderr):

@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
 
+from loratools.tensors import reserve
 from loratools.tensors.lazy import LazyTensor
 from loratools.tensors.segments import Computed, Segment
 
@@ -73,6 +74,15 @@ class Ahead:
             segment = self._queue[self._next]
             if self._waiting and self._waiting + segment.length > self._most:
                 return
-            self._made[self._next] = self._pool.submit(segment.produce)
+            self._made[self._next] = self._pool.submit(_produced, segment)
             self._waiting += segment.length
             self._next += 1
+
+
+def _produced(segment: Computed) -> bytes:
+    """The bytes of a segment; of a want of memory its thread can tell only if some is left."""
+    try:
+        return segment.produce()
+    except (MemoryError, RuntimeError):  # torch's, too
+        reserve.let_go()
+        raise
