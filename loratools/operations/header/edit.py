@@ -71,7 +71,7 @@ def edited(source: SafetensorsFile, entries: Mapping[str, str], verb: str, **whe
     keys, hashes = sorted(changes), InputHashes(source.files)
 
     def late(payload_sha256: str) -> Mapping[str, str]:
-        inputs = hashes.pending() if set(payload_sha256) == {"0"} else hashes.inputs()
+        inputs = hashes.beside(payload_sha256)
         found = {PROVENANCE_KEY: record(f"metadata {verb}", {"keys": keys}, inputs)}
         return found | recomputed(entries, tensors, payload_sha256)
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from loratools.bases.checkpoint import Checkpoint, WeightsFile
 from loratools.errors import InternalError, LoratoolsError, OutputRefused, UsageError
-from loratools.operations.header.hashes import HASH_KEYS, recomputed
-from loratools.operations.outputs.files import Saved
+from loratools.operations.header.hashes import HASH_KEYS
+from loratools.operations.outputs.files import Saved, late_metadata
 from loratools.operations.outputs.provenance import PROVENANCE_KEY, InputHashes, record
 from loratools.operations.working.one_thread import one_thread
 from loratools.tensors.ahead import Ahead
@@ -244,13 +244,7 @@ class MergeOutput:
         return tuple(dict.fromkeys(file for part in parts.values() for file in part.files))
 
     def _late(self, item: WeightsFile, held: Tensors, hashes: InputHashes) -> Callable[[str], Mapping[str, str]]:
-        def late(payload_sha256: str) -> Mapping[str, str]:
-            pending = set(payload_sha256) == {"0"}
-            inputs = hashes.pending() if pending else hashes.inputs()
-            found = {PROVENANCE_KEY: record(self.operation, self.parameters, inputs)}
-            return found | recomputed(item.metadata, held, payload_sha256)
-
-        return late
+        return late_metadata(self.operation, self.parameters, item.metadata, held, hashes)
 
     def _check_file(self, written: Path, item: WeightsFile, held: Tensors) -> None:
         """Open a file as a stranger would: its order, dtypes and shapes, and the bytes of all that was only copied."""

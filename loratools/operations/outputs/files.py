@@ -16,6 +16,7 @@ from loratools.model import Container
 from loratools.operations.header.hashes import recomputed
 from loratools.operations.lora import open_lora
 from loratools.operations.outputs.provenance import PROVENANCE_KEY, InputHashes, record
+from loratools.tensors.lazy import LazyTensor
 from loratools.tensors.output import check_free_space, guard_folder, guard_output
 from loratools.tensors.source import LocalFile
 from loratools.tensors.writer import Progress, layout_in, write, write_folder
@@ -124,7 +125,10 @@ class AdapterOutput:
         try:
             if if_needed and made_from(path, record(self.operation, self.parameters, hashes.inputs())):
                 return Saved(path, 0, None, skipped=True)
-            late = {self._name(file): self._late(file, hashes) for file in self.rendered.files}
+            late = {
+                self._name(file): late_metadata(self.operation, self.parameters, file.metadata, file.tensors, hashes)
+                for file in self.rendered.files
+            }
             if self._is_folder(path):
                 done = write_folder(
                     path,
@@ -172,17 +176,6 @@ class AdapterOutput:
                 contents[name.removesuffix(file.weights) + CONFIG] = text.encode()
         return contents
 
-    def _late(self, file: OutputFile, hashes: InputHashes) -> Callable[[str], Mapping[str, str]]:
-        """The metadata that depends on hashes, which run while the file is written."""
-
-        def late(payload_sha256: str) -> Mapping[str, str]:
-            pending = set(payload_sha256) == {"0"}
-            inputs = hashes.pending() if pending else hashes.inputs()
-            found = {PROVENANCE_KEY: record(self.operation, self.parameters, inputs)}
-            return found | recomputed(file.metadata, file.tensors, payload_sha256)
-
-        return late
-
     def _is_folder(self, path: Path) -> bool:
         return self.folder and path.suffix != ".safetensors"
 
@@ -207,6 +200,22 @@ class AdapterOutput:
                 path=path,
                 hint="write to a folder, or multiply alpha into the factors with --alpha fold",
             )
+
+
+def late_metadata(
+    operation: str,
+    parameters: Mapping[str, Any],
+    metadata: Mapping[str, str],
+    tensors: Mapping[str, LazyTensor],
+    hashes: InputHashes,
+) -> Callable[[str], Mapping[str, str]]:
+    """The metadata of a file that depend on hashes, which run while it is written: its record, and those it states."""
+
+    def late(payload_sha256: str) -> Mapping[str, str]:
+        found = {PROVENANCE_KEY: record(operation, parameters, hashes.beside(payload_sha256))}
+        return found | recomputed(metadata, tensors, payload_sha256)
+
+    return late
 
 
 def made_from(path: Path, wanted: str) -> bool:

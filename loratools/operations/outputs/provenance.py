@@ -36,9 +36,11 @@ class InputHashes:
         """Inputs with a place for each hash; nothing is read."""
         return [{**entry, "sha256": PENDING} for entry in described(files, folders)]
 
-    def pending(self) -> list[dict[str, Any]]:
-        """The inputs with a place for each hash."""
-        return [{**entry, "sha256": PENDING} for entry in self.described]
+    def beside(self, payload_sha256: str) -> list[dict[str, Any]]:
+        """The inputs with their hashes, for which it waits; while the payload's is pending, with a place for each."""
+        if payload_sha256 == PENDING:
+            return [{**entry, "sha256": PENDING} for entry in self.described]
+        return self.inputs()
 
     def inputs(self) -> list[dict[str, Any]]:
         """The inputs with their hashes; waits for them."""

@@ -202,7 +202,7 @@ class RebuildOutput:
                     prove(named, self._configurations(Path(place) / "config"))
 
         def late(payload_sha256: str) -> Mapping[str, str]:
-            inputs = hashes.pending() if set(payload_sha256) == {"0"} else hashes.inputs()
+            inputs = hashes.beside(payload_sha256)
             return {PROVENANCE_KEY: record("rebuild", self.parameters, inputs)}
 
         with one_thread(), Ahead(threads) as ahead:
